@@ -1,0 +1,1 @@
+//! A typed client that finds a live node and repeats safely

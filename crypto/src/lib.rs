@@ -1,0 +1,1 @@
+//! Secret types, wrapped-blob and ciphertext formats, algorithms

@@ -1,0 +1,1 @@
+//! What the cluster knows and the one pure function that changes it

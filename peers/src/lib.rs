@@ -1,0 +1,1 @@
+//! Mutual TLS between members on raw public keys, and its lanes

@@ -1,0 +1,1 @@
+//! Consensus and the replicated state: openraft on our log, sled as a cache

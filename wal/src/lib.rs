@@ -1,0 +1,1 @@
+//! An append-only log that tells a torn tail from damage

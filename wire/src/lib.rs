@@ -1,0 +1,1 @@
+//! Requests, answers and problem codes of the HTTP API
