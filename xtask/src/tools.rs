@@ -1,0 +1,90 @@
+//! Programs that are not part of the Rust toolchain, found or installed.
+//!
+//! What can be kept apart from the machine goes into a cache folder of ours and is pinned to a
+//! version. Only the software HSM comes from the system's packages, because PKCS#11 modules are
+//! libraries that belong to the system.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::shell::{Failure, Outcome, cargo, on_path, program, root, run};
+
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+/// `$XDG_CACHE_HOME/strongroom`, or `~/.cache/strongroom`.
+fn cache() -> Outcome<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let base = match (set("XDG_CACHE_HOME"), set("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => Path::new(&home).join(".cache"),
+        (None, None) => return Err(Failure("neither XDG_CACHE_HOME nor HOME is set".into())),
+    };
+    let folder = base.join("strongroom");
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// The pinned cargo-deny; built from source the first time, which takes some minutes.
+pub(crate) fn cargo_deny() -> Outcome<PathBuf> {
+    let home = cache()?.join("tools").join(format!("cargo-deny-{CARGO_DENY_VERSION}"));
+    let deny = home.join("bin/cargo-deny");
+    if !deny.is_file() {
+        println!("Installing cargo-deny {CARGO_DENY_VERSION} into {}", home.display());
+        let version = format!("={CARGO_DENY_VERSION}");
+        let mut install = cargo(&["install", "--locked", "cargo-deny", "--version", &version]);
+        // Its own build folder, which cargo removes: it shares nothing with ours.
+        run(install.arg("--root").arg(&home).env_remove("CARGO_TARGET_DIR"))?;
+    }
+    Ok(deny)
+}
+
+/// The Python of a virtual environment that holds exactly `helm/requirements.txt`.
+pub(crate) fn python() -> Outcome<PathBuf> {
+    let home = cache()?.join("venv");
+    let python = home.join("bin/python");
+    let wanted = fs::read_to_string(root().join("helm/requirements.txt"))?;
+    let installed = home.join("requirements.txt");
+    if fs::read_to_string(&installed).ok().as_deref() != Some(&wanted) {
+        println!("Installing the packages of helm/requirements.txt into {}", home.display());
+        let mut make = program("python3", &["-m", "venv", "--clear"]);
+        run(make.arg(&home)).map_err(|Failure(why)| {
+            Failure(format!("{why}\nPython 3 with venv is needed (Debian: python3-venv)"))
+        })?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
+        run(program(&python, &pip).arg("helm/requirements.txt"))?;
+        fs::write(&installed, wanted)?;
+    }
+    Ok(python)
+}
+
+/// `SoftHSM` 2, which the PKCS#11 tests run against.
+pub(crate) fn softhsm() -> Outcome {
+    if on_path("softhsm2-util") {
+        return Ok(());
+    }
+    let by_hand = "SoftHSM 2 is needed by the tests and is not installed. \
+                   Install it (Debian and Ubuntu: `apt-get install softhsm2`) and try again";
+    if !on_path("apt-get") {
+        return Err(Failure(by_hand.into()));
+    }
+    let is_root = fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status.lines().any(|line| line.split_whitespace().take(3).eq(["Uid:", "0", "0"]))
+    });
+    let apt = |arguments: &[&str]| {
+        let mut command = if is_root {
+            program("apt-get", arguments)
+        } else {
+            let mut sudo = program("sudo", &["-n", "apt-get"]);
+            sudo.args(arguments);
+            sudo
+        };
+        run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    if !is_root && !on_path("sudo") {
+        return Err(Failure(by_hand.into()));
+    }
+    println!("Installing softhsm2 with apt-get");
+    apt(&["update", "-q"])
+        .and_then(|()| apt(&["install", "-q", "-y", "--no-install-recommends", "softhsm2"]))
+        .map_err(|Failure(why)| Failure(format!("{why}\n{by_hand}")))
+}
