@@ -1,0 +1,230 @@
+//! `/v1/cluster`: members, epochs of the KEK, and settings.
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::words;
+use crate::{Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, Role, Span, Time};
+
+/// `GET /v1/cluster`
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ClusterStatus {
+    pub cluster_id: String,
+    pub lineage_id: String,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub commit_index: u64,
+    /// The version of the state's format in force.
+    pub format: u32,
+    pub kek: Kek,
+    pub nodes: Vec<NodeStatus>,
+    pub survives: Survives,
+}
+
+/// The active epoch of the key-encryption key; with `POST /v1/cluster/rotate-kek`, the new one.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Kek {
+    pub epoch: u32,
+    pub state: KekState,
+    /// How many slots hold it.
+    pub copies: u32,
+    /// In how many zones those slots are.
+    pub sites: u32,
+    /// Wrapped blobs already under this epoch, of `total`.
+    pub rewrapped: u64,
+    pub total: u64,
+}
+
+words! {
+    KekState {
+        Distributing = "distributing",
+        Active = "active",
+        Draining = "draining",
+        Destroyed = "destroyed",
+        Abandoned = "abandoned",
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeStatus {
+    pub id: NodeId,
+    pub name: String,
+    /// Where its API listens.
+    pub address: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Absent when the node has not been heard of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// A cordoned node serves but does not lead.
+    #[serde(default)]
+    pub cordoned: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hsm: Option<NodeHsm>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_index: Option<u64>,
+    /// Log entries behind the commit index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_contact: Option<Time>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_digest: Option<StateDigest>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeHsm {
+    pub kind: HsmKind,
+    pub state: HsmState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How strictly the device enforces what Strongroom asks of it.
+    pub profile: String,
+}
+
+/// The digest of a node's state at an index: nodes at one index must agree.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StateDigest {
+    pub index: u64,
+    /// Hexadecimal.
+    pub value: String,
+}
+
+/// How many nodes, and how many zones, may be lost at once from now.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Survives {
+    pub nodes: u32,
+    pub zones: u32,
+}
+
+words! {
+    /// What a node joins as.
+    MemberRole {
+        Voter = "voter",
+        Learner = "learner",
+    }
+}
+
+/// `POST /v1/cluster/join-tokens`
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreateJoinToken {
+    /// The one node name the token is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Node names the token is for, `*` standing for any characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_pattern: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<MemberRole>,
+    /// How many nodes may join with it; one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    pub ttl: Span,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_approve: Option<bool>,
+}
+
+/// The answer to [`CreateJoinToken`], which bears a secret.
+#[derive(Clone, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JoinToken {
+    pub id: String,
+    pub token: String,
+}
+
+impl std::fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinToken").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// `GET /v1/cluster/joins`
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Joins {
+    pub joins: Vec<Join>,
+}
+
+/// A node that asks to be admitted.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Join {
+    pub id: String,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    pub role: MemberRole,
+    /// To compare with what the joining node printed.
+    pub fingerprint: String,
+    /// The bytes an operator signs to admit it.
+    pub statement: Bytes64,
+    pub requested_at: Time,
+}
+
+/// `POST /v1/cluster/joins/{id}/approve`
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Approve {
+    pub statement: Bytes64,
+    /// Ed25519, by an operator key of this cluster.
+    pub signature: Bytes64,
+}
+
+/// `POST /v1/cluster/transfer-leader`
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TransferLeader {
+    /// Any healthy node when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeId>,
+}
+
+/// The answer to `POST /v1/cluster/snapshot`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Snapshot {
+    pub index: u64,
+}
+
+/// `GET /v1/cluster/settings`
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Settings {
+    /// The shortest time between scheduling a destruction and destroying.
+    pub min_destruction_after: Span,
+    /// The longest life of a bearer token; without it tokens may live for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_token_ttl: Option<Span>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { min_destruction_after: Span::from_hours(24), max_token_ttl: None }
+    }
+}
+
+/// `PATCH /v1/cluster/settings`; `null` sets a field back to its default.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SettingsPatch {
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Span>))]
+    pub min_destruction_after: Patch<Span>,
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Span>))]
+    pub max_token_ttl: Patch<Span>,
+}
