@@ -1,1 +1,39 @@
-//! What the cluster knows and the one pure function that changes it
+//! What the cluster knows, and the one pure function that changes it.
+//!
+//! A replica is told a [`Command`] and answers with a [`Receipt`] or a [`Reject`]: [`apply`] decides
+//! which, over whatever holds the [`Records`], and returns the [`Changes`] to make. Nothing here
+//! reads a clock, draws randomness, talks to an HSM or opens a wrapped key: ids, times and wrapped
+//! bytes are chosen by the proposer and travel inside the command.
+
+mod apply;
+mod cluster;
+mod command;
+mod encoding;
+mod ids;
+mod kek;
+mod key;
+mod member;
+mod records;
+mod settings;
+mod survives;
+mod time;
+mod token;
+pub mod view;
+
+pub use apply::apply;
+pub use cluster::{Authority, Cluster, FORMAT, Operators};
+pub use command::{
+    Answer, Change, Command, CreateKey, Idempotency, Initialise, KeyPatch, NewEpoch, Outcome,
+    Receipt, Reject, Rewrap, Target,
+};
+pub use encoding::{Undecodable, decode, encode};
+pub use ids::{ClusterId, Epoch, KekId, KeyId, Lineage, NodeId, Operation, Revision, TokenId};
+pub use ids::{Namespace, Principal, Version};
+pub use kek::{EpochState, KekEpoch};
+pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionState, Wrapped};
+pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
+pub use records::{Broken, Changes, Draft, Records};
+pub use settings::{Settings, SettingsPatch};
+pub use survives::{Survives, Voter, survives};
+pub use time::{MAX_JUMP, Span, Time};
+pub use token::{JoinToken, Role, Token};

@@ -1,0 +1,408 @@
+//! The life of keys and their versions.
+
+use super::{Applying, Stop};
+use crate::records::at::{self, Due};
+use crate::records::read;
+use crate::{
+    CreateKey, Epoch, Key, KeyId, KeyPatch, KeyState, KeyVersion, Namespace, Receipt, Records,
+    Reject, Rotation, Settings, Span, Target, Time, Version, VersionState, Wrapped,
+};
+
+/// Destructions carried out by one tick.
+const DESTROYED_AT_ONCE: usize = 64;
+/// Stands for the key itself in a queue of key versions.
+const WHOLE: Version = Version(0);
+
+impl<R: Records> Applying<'_, R> {
+    pub(super) fn create_key(&mut self, new: &CreateKey) -> Result<Receipt, Stop> {
+        self.cluster()?;
+        let record = at::key(&new.namespace, &new.name);
+        if self.draft.get(&record)?.is_some() {
+            return Err(Reject::AlreadyExists(format!("the key {}", new.name)).into());
+        }
+        if self.draft.get(&at::key_name(new.id))?.is_some() {
+            return Err(Reject::AlreadyExists(format!("the key id {}", new.id)).into());
+        }
+        let rotation =
+            new.rotation_period.map(|period| Rotation { period, next_at: self.now.plus(period) });
+        let key = Key {
+            id: new.id,
+            namespace: new.namespace.clone(),
+            name: new.name.clone(),
+            algorithm: new.algorithm,
+            purpose: new.purpose,
+            state: KeyState::Enabled,
+            primary: Version::FIRST,
+            created_at: self.now,
+            updated_at: self.now,
+            description: new.description.clone(),
+            labels: new.labels.clone(),
+            rotation,
+            deletion_protection: new.deletion_protection,
+            exportable: new.exportable,
+            revision: self.revision,
+        };
+        self.add_version(key.id, Version::FIRST, &new.wrapped)?;
+        self.queue_rotation(&key);
+        self.draft.put(at::key_name(key.id), &(&new.namespace, &new.name));
+        self.draft.put(record, &key);
+        Ok(Receipt::Key(Box::new(key)))
+    }
+
+    pub(super) fn update_key(
+        &mut self,
+        target: &Target,
+        patch: &KeyPatch,
+    ) -> Result<Receipt, Stop> {
+        let mut key = self.target(target)?;
+        if matches!(key.state, KeyState::Destroyed { .. }) {
+            return Err(Reject::WrongKeyState { state: key.state }.into());
+        }
+        if let Some(description) = &patch.description {
+            key.description.clone_from(description);
+        }
+        if patch.clear_labels {
+            key.labels.clear();
+        }
+        for (name, value) in &patch.labels {
+            match value {
+                Some(value) => key.labels.insert(name.clone(), value.clone()),
+                None => key.labels.remove(name),
+            };
+        }
+        if let Some(period) = patch.rotation_period {
+            self.unqueue_rotation(&key);
+            key.rotation = period.map(|period| Rotation { period, next_at: self.now.plus(period) });
+            self.queue_rotation(&key);
+        }
+        if let Some(protection) = patch.deletion_protection {
+            key.deletion_protection = protection;
+        }
+        self.changed(key)
+    }
+
+    pub(super) fn rotate_key(
+        &mut self,
+        target: &Target,
+        from: Version,
+        wrapped: &Wrapped,
+    ) -> Result<Receipt, Stop> {
+        let mut key = self.target(target)?;
+        if key.state != KeyState::Enabled {
+            return Err(Reject::WrongKeyState { state: key.state }.into());
+        }
+        if key.primary != from {
+            return Err(Reject::StaleVersion { current: key.primary }.into());
+        }
+        key.primary = from.next();
+        self.add_version(key.id, key.primary, wrapped)?;
+        self.unqueue_rotation(&key);
+        if let Some(rotation) = &mut key.rotation {
+            rotation.next_at = self.now.plus(rotation.period);
+        }
+        self.queue_rotation(&key);
+        self.changed(key)
+    }
+
+    pub(super) fn enable_key(&mut self, target: &Target) -> Result<Receipt, Stop> {
+        let mut key = self.target(target)?;
+        match key.state {
+            KeyState::Enabled => Ok(Receipt::Key(Box::new(key))),
+            KeyState::Disabled => {
+                key.state = KeyState::Enabled;
+                self.changed(key)
+            }
+            KeyState::DestructionScheduled { .. } | KeyState::Destroyed { .. } => {
+                Err(Reject::WrongKeyState { state: key.state }.into())
+            }
+        }
+    }
+
+    pub(super) fn disable_key(&mut self, target: &Target) -> Result<Receipt, Stop> {
+        let mut key = self.target(target)?;
+        match key.state {
+            KeyState::Disabled => Ok(Receipt::Key(Box::new(key))),
+            KeyState::Enabled => {
+                key.state = KeyState::Disabled;
+                self.changed(key)
+            }
+            KeyState::DestructionScheduled { .. } | KeyState::Destroyed { .. } => {
+                Err(Reject::WrongKeyState { state: key.state }.into())
+            }
+        }
+    }
+
+    /// Schedules the destruction of a key and all its versions.
+    pub(super) fn doom_key(
+        &mut self,
+        target: &Target,
+        after: Option<Span>,
+    ) -> Result<Receipt, Stop> {
+        let mut key = self.target(target)?;
+        match key.state {
+            KeyState::Enabled | KeyState::Disabled => {}
+            KeyState::DestructionScheduled { .. } | KeyState::Destroyed { .. } => {
+                return Err(Reject::WrongKeyState { state: key.state }.into());
+            }
+        }
+        if key.deletion_protection {
+            return Err(protected());
+        }
+        let at = self.doomsday(after)?;
+        key.state = KeyState::DestructionScheduled { at };
+        self.draft.put(at::due(Due::DestroyKey, at, key.id, WHOLE), &());
+        self.unqueue_rotation(&key);
+        self.changed(key)
+    }
+
+    /// A spared key is disabled: whoever wants it used says so.
+    pub(super) fn spare_key(&mut self, target: &Target) -> Result<Receipt, Stop> {
+        let mut key = self.target(target)?;
+        let KeyState::DestructionScheduled { at } = key.state else {
+            return Err(Reject::WrongKeyState { state: key.state }.into());
+        };
+        self.draft.remove(at::due(Due::DestroyKey, at, key.id, WHOLE));
+        key.state = KeyState::Disabled;
+        self.queue_rotation(&key);
+        self.changed(key)
+    }
+
+    pub(super) fn enable_version(&mut self, target: &Target, v: Version) -> Result<Receipt, Stop> {
+        self.alter_version(target, v, |state| match state {
+            VersionState::Enabled(wrapped) | VersionState::Disabled(wrapped) => {
+                Ok(VersionState::Enabled(wrapped))
+            }
+            VersionState::DestructionScheduled { .. } => Err(doomed(v)),
+            VersionState::Destroyed { .. } => Err(destroyed(v)),
+        })
+    }
+
+    pub(super) fn disable_version(&mut self, target: &Target, v: Version) -> Result<Receipt, Stop> {
+        self.alter_version(target, v, |state| match state {
+            VersionState::Enabled(wrapped) | VersionState::Disabled(wrapped) => {
+                Ok(VersionState::Disabled(wrapped))
+            }
+            VersionState::DestructionScheduled { .. } => Err(doomed(v)),
+            VersionState::Destroyed { .. } => Err(destroyed(v)),
+        })
+    }
+
+    pub(super) fn doom_version(
+        &mut self,
+        target: &Target,
+        v: Version,
+        after: Option<Span>,
+    ) -> Result<Receipt, Stop> {
+        let key = self.target(target)?;
+        if key.deletion_protection {
+            return Err(protected());
+        }
+        let at = self.doomsday(after)?;
+        let receipt = self.alter_version(target, v, |state| match state {
+            VersionState::Enabled(wrapped) | VersionState::Disabled(wrapped) => {
+                Ok(VersionState::DestructionScheduled { wrapped, at })
+            }
+            VersionState::DestructionScheduled { .. } => Err(doomed(v)),
+            VersionState::Destroyed { .. } => Err(destroyed(v)),
+        })?;
+        self.draft.put(at::due(Due::DestroyVersion, at, key.id, v), &());
+        Ok(receipt)
+    }
+
+    pub(super) fn spare_version(&mut self, target: &Target, v: Version) -> Result<Receipt, Stop> {
+        let key = self.target(target)?;
+        let mut due = None;
+        let receipt = self.alter_version(target, v, |state| match state {
+            VersionState::DestructionScheduled { wrapped, at } => {
+                due = Some(at);
+                Ok(VersionState::Disabled(wrapped))
+            }
+            VersionState::Enabled(_) | VersionState::Disabled(_) => {
+                Err(Reject::WrongState(format!("no destruction of version {v} is scheduled")))
+            }
+            VersionState::Destroyed { .. } => Err(destroyed(v)),
+        })?;
+        if let Some(at) = due {
+            self.draft.remove(at::due(Due::DestroyVersion, at, key.id, v));
+        }
+        Ok(receipt)
+    }
+
+    /// Destroys what is due at the log's time: the wrapped bytes leave the state.
+    pub(super) fn destroy_due(&mut self) -> Result<Receipt, Stop> {
+        for kind in [Due::DestroyKey, Due::DestroyVersion] {
+            for (record, _) in self.draft.scan(&at::all_due(kind), None, DESTROYED_AT_ONCE)? {
+                let Some((at, id, version)) = at::parse_due(&record) else { break };
+                if at > self.now {
+                    break;
+                }
+                self.draft.remove(record);
+                if version == WHOLE {
+                    self.destroy_key(id)?;
+                } else {
+                    self.destroy_version(id, version)?;
+                }
+            }
+        }
+        Ok(Receipt::Done)
+    }
+
+    fn destroy_key(&mut self, id: KeyId) -> Result<(), Stop> {
+        let named = read::<(Namespace, String)>(&self.draft, &at::key_name(id))?;
+        let Some((namespace, name)) = named else { return Ok(()) };
+        let record = at::key(&namespace, &name);
+        let Some(mut key) = read::<Key>(&self.draft, &record)? else { return Ok(()) };
+        for version in 1..=key.primary.0 {
+            self.destroy_version(id, Version(version))?;
+        }
+        key.state = KeyState::Destroyed { at: self.now };
+        key.updated_at = self.now;
+        key.revision = self.revision;
+        self.draft.put(record, &key);
+        Ok(())
+    }
+
+    fn destroy_version(&mut self, id: KeyId, version: Version) -> Result<(), Stop> {
+        let record = at::version(id, version);
+        let Some(mut held) = read::<KeyVersion>(&self.draft, &record)? else { return Ok(()) };
+        if let VersionState::DestructionScheduled { at, .. } = held.state {
+            self.draft.remove(at::due(Due::DestroyVersion, at, id, version));
+        }
+        let Some(wrapped) = held.state.wrapped() else { return Ok(()) };
+        self.count_under(wrapped.epoch, id, version, Counting::Leaves)?;
+        held.state = VersionState::Destroyed { at: self.now };
+        held.revision = self.revision;
+        self.draft.put(record, &held);
+        Ok(())
+    }
+
+    fn add_version(&mut self, id: KeyId, version: Version, wrapped: &Wrapped) -> Result<(), Stop> {
+        let active = self.cluster()?.active_epoch;
+        if wrapped.epoch != active {
+            return Err(Reject::StaleEpoch { active }.into());
+        }
+        self.count_under(active, id, version, Counting::Comes)?;
+        let held = KeyVersion {
+            version,
+            created_at: self.now,
+            state: VersionState::Enabled(wrapped.clone()),
+            revision: self.revision,
+        };
+        self.draft.put(at::version(id, version), &held);
+        Ok(())
+    }
+
+    /// Keeps the list and the count of what is wrapped under an epoch.
+    pub(super) fn count_under(
+        &mut self,
+        epoch: Epoch,
+        id: KeyId,
+        version: Version,
+        counting: Counting,
+    ) -> Result<(), Stop> {
+        let record = at::under_count(epoch);
+        let live = read::<u64>(&self.draft, &record)?.unwrap_or(0);
+        let live = match counting {
+            Counting::Comes => {
+                self.draft.put(at::under(epoch, id, version), &());
+                live + 1
+            }
+            Counting::Leaves => {
+                self.draft.remove(at::under(epoch, id, version));
+                live.saturating_sub(1)
+            }
+        };
+        self.draft.put(record, &live);
+        Ok(())
+    }
+
+    fn alter_version(
+        &mut self,
+        target: &Target,
+        version: Version,
+        alter: impl FnOnce(VersionState) -> Result<VersionState, Reject>,
+    ) -> Result<Receipt, Stop> {
+        let mut key = self.target(target)?;
+        match key.state {
+            KeyState::Enabled | KeyState::Disabled => {}
+            KeyState::DestructionScheduled { .. } | KeyState::Destroyed { .. } => {
+                return Err(Reject::WrongKeyState { state: key.state }.into());
+            }
+        }
+        let record = at::version(key.id, version);
+        let Some(held) = read::<KeyVersion>(&self.draft, &record)? else {
+            let what = format!("version {version} of the key {}", key.name);
+            return Err(Reject::NotFound(what).into());
+        };
+        let state = alter(held.state.clone())?;
+        let id = key.id;
+        if state == held.state {
+            return Ok(Receipt::Version { key: id, version: Box::new(held) });
+        }
+        let held = KeyVersion { state, revision: self.revision, ..held };
+        self.draft.put(record, &held);
+        key.updated_at = self.now;
+        key.revision = self.revision;
+        self.draft.put(at::key(&key.namespace, &key.name), &key);
+        Ok(Receipt::Version { key: id, version: Box::new(held) })
+    }
+
+    fn target(&self, target: &Target) -> Result<Key, Stop> {
+        let key = read::<Key>(&self.draft, &at::key(&target.namespace, &target.name))?
+            .ok_or_else(|| Reject::NotFound(format!("the key {}", target.name)))?;
+        match target.revision {
+            Some(revision) if revision != key.revision => {
+                Err(Reject::RevisionMismatch { current: key.revision }.into())
+            }
+            Some(_) | None => Ok(key),
+        }
+    }
+
+    fn changed(&mut self, mut key: Key) -> Result<Receipt, Stop> {
+        key.updated_at = self.now;
+        key.revision = self.revision;
+        self.draft.put(at::key(&key.namespace, &key.name), &key);
+        Ok(Receipt::Key(Box::new(key)))
+    }
+
+    fn doomsday(&self, after: Option<Span>) -> Result<Time, Stop> {
+        let settings = read::<Settings>(&self.draft, &at::settings())?.unwrap_or_default();
+        let least = settings.min_destruction_after;
+        let after = after.unwrap_or(least);
+        if after < least {
+            let hours = least.0 / 1000;
+            return Err(Reject::Invalid(format!("`after` must be at least {hours}s")).into());
+        }
+        Ok(self.now.plus(after))
+    }
+
+    fn queue_rotation(&mut self, key: &Key) {
+        if let Some(rotation) = key.rotation {
+            self.draft.put(at::due(Due::Rotate, rotation.next_at, key.id, WHOLE), &());
+        }
+    }
+
+    fn unqueue_rotation(&mut self, key: &Key) {
+        if let Some(rotation) = key.rotation {
+            self.draft.remove(at::due(Due::Rotate, rotation.next_at, key.id, WHOLE));
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Counting {
+    Comes,
+    Leaves,
+}
+
+fn protected() -> Stop {
+    Reject::WrongState("the key's deletion protection is on".into()).into()
+}
+
+fn doomed(version: Version) -> Reject {
+    Reject::WrongState(format!("the destruction of version {version} is scheduled"))
+}
+
+fn destroyed(version: Version) -> Reject {
+    Reject::WrongState(format!("version {version} is destroyed"))
+}

@@ -1,0 +1,124 @@
+//! Keys and their versions. Each state holds only what may be done in it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, KeyId, Namespace, Revision, Span, Time, Version};
+
+/// What a key computes. The numbers are stored; never reuse one.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Algorithm {
+    Aes256Gcm,
+    Aes128Gcm,
+    ChaCha20Poly1305,
+    /// The cluster's own CA key; never made for a caller.
+    EcdsaP256,
+}
+
+impl Algorithm {
+    /// The number bound into a wrapped blob.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Aes256Gcm => 1,
+            Self::Aes128Gcm => 2,
+            Self::ChaCha20Poly1305 => 3,
+            Self::EcdsaP256 => 11,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Purpose {
+    EncryptDecrypt,
+    SignVerify,
+}
+
+impl Purpose {
+    /// The number bound into a wrapped blob.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::EncryptDecrypt => 1,
+            Self::SignVerify => 2,
+        }
+    }
+}
+
+/// Key bytes under the KEK of an epoch: `crypto::wrapped` says how; nothing here can open them.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Wrapped {
+    pub epoch: Epoch,
+    pub blob: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum KeyState {
+    Enabled,
+    Disabled,
+    DestructionScheduled { at: Time },
+    Destroyed { at: Time },
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Rotation {
+    pub period: Span,
+    pub next_at: Time,
+}
+
+/// A key without its versions' bytes.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Key {
+    pub id: KeyId,
+    pub namespace: Namespace,
+    pub name: String,
+    pub algorithm: Algorithm,
+    pub purpose: Purpose,
+    pub state: KeyState,
+    /// The version that new uses take.
+    pub primary: Version,
+    pub created_at: Time,
+    pub updated_at: Time,
+    pub description: String,
+    pub labels: BTreeMap<String, String>,
+    pub rotation: Option<Rotation>,
+    pub deletion_protection: bool,
+    pub exportable: bool,
+    pub revision: Revision,
+}
+
+/// A destroyed version has no bytes left to misuse, so no caller need remember to check.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum VersionState {
+    Enabled(Wrapped),
+    Disabled(Wrapped),
+    DestructionScheduled { wrapped: Wrapped, at: Time },
+    Destroyed { at: Time },
+}
+
+impl VersionState {
+    pub fn wrapped(&self) -> Option<&Wrapped> {
+        match self {
+            Self::Enabled(wrapped)
+            | Self::Disabled(wrapped)
+            | Self::DestructionScheduled { wrapped, .. } => Some(wrapped),
+            Self::Destroyed { .. } => None,
+        }
+    }
+
+    pub(crate) fn wrapped_mut(&mut self) -> Option<&mut Wrapped> {
+        match self {
+            Self::Enabled(wrapped)
+            | Self::Disabled(wrapped)
+            | Self::DestructionScheduled { wrapped, .. } => Some(wrapped),
+            Self::Destroyed { .. } => None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct KeyVersion {
+    pub version: Version,
+    pub created_at: Time,
+    pub state: VersionState,
+    pub revision: Revision,
+}

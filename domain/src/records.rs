@@ -1,0 +1,256 @@
+//! Where records are read from, and the draft of what a command would change.
+//!
+//! A record is bytes under a key of bytes; the first byte of a key tells its table. The byte 0 is
+//! left to whoever stores the records, for notes of its own.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::encoding::{decode, encode};
+
+/// The state can not be read, so nothing can be decided. The replica stops.
+#[derive(Clone, Debug, Error)]
+#[error("a record can not be read: {0}")]
+pub struct Broken(pub String);
+
+/// What holds the records: sled in a replica, a map in tests.
+pub trait Records {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken>;
+
+    /// Up to `limit` records whose key begins with `prefix` and is greater than `after`, in order.
+    fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken>;
+}
+
+/// What to put (`Some`) or remove (`None`), by record key.
+pub type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+impl Records for BTreeMap<Vec<u8>, Vec<u8>> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
+        Ok(BTreeMap::get(self, key).cloned())
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken> {
+        let from = after.filter(|after| *after > prefix).unwrap_or(prefix).to_vec();
+        Ok(self
+            .range(from..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .filter(|(key, _)| after.is_none_or(|after| key.as_slice() > after))
+            .take(limit)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect())
+    }
+}
+
+/// Records with changes laid over them: what a command sees while it is being applied.
+#[derive(Debug)]
+pub struct Draft<'a, R> {
+    below: &'a R,
+    changes: Changes,
+}
+
+impl<'a, R: Records> Draft<'a, R> {
+    pub fn new(below: &'a R) -> Self {
+        Self { below, changes: Changes::new() }
+    }
+
+    pub fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {
+        self.changes.insert(key, Some(encode(value)));
+    }
+
+    pub fn remove(&mut self, key: Vec<u8>) {
+        self.changes.insert(key, None);
+    }
+
+    pub fn into_changes(self) -> Changes {
+        self.changes
+    }
+}
+
+impl<R: Records> Records for Draft<'_, R> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
+        match self.changes.get(key) {
+            Some(change) => Ok(change.clone()),
+            None => self.below.get(key),
+        }
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken> {
+        // Removals hide at most as many records below as there are changes.
+        let below = self.below.scan(prefix, after, limit.saturating_add(self.changes.len()))?;
+        let mut merged: BTreeMap<Vec<u8>, Option<Vec<u8>>> =
+            below.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        for (key, change) in self.changes.range(prefix.to_vec()..) {
+            if !key.starts_with(prefix) {
+                break;
+            }
+            if after.is_none_or(|after| key.as_slice() > after) {
+                merged.insert(key.clone(), change.clone());
+            }
+        }
+        Ok(merged
+            .into_iter()
+            .filter_map(|(key, value)| value.map(|value| (key, value)))
+            .take(limit)
+            .collect())
+    }
+}
+
+/// Reads one record of a known type.
+pub(crate) fn read<T: DeserializeOwned>(
+    records: &impl Records,
+    key: &[u8],
+) -> Result<Option<T>, Broken> {
+    records.get(key)?.map(|bytes| parse(key, &bytes)).transpose()
+}
+
+/// Decodes a record, saying which one when it does not decode.
+pub(crate) fn parse<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, Broken> {
+    decode(bytes).map_err(|error| Broken(format!("record {key:02x?}: {error}")))
+}
+
+/// The keys of records, one function a table.
+pub(crate) mod at {
+    use crate::{Epoch, KeyId, Namespace, NodeId, Operation, Principal, Time, TokenId, Version};
+
+    const KEY: u8 = 1;
+    const KEY_NAME: u8 = 2;
+    const VERSION: u8 = 3;
+    pub(crate) const TOKEN: u8 = 4;
+    const TOKEN_DIGEST: u8 = 5;
+    pub(crate) const MEMBER: u8 = 6;
+    pub(crate) const EPOCH: u8 = 7;
+    pub(crate) const JOIN_TOKEN: u8 = 8;
+    pub(crate) const JOIN: u8 = 9;
+    const DONE: u8 = 10;
+    const ANSWERED: u8 = 11;
+    const EXPIRY: u8 = 12;
+    const ANSWERED_COUNT: u8 = 13;
+    const UNDER: u8 = 14;
+    const UNDER_COUNT: u8 = 15;
+    const DUE: u8 = 16;
+    const CLUSTER: u8 = 17;
+    const SETTINGS: u8 = 18;
+    const CLOCK: u8 = 19;
+    const AUTHORITY: u8 = 20;
+
+    fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let mut key = vec![table];
+        parts.iter().for_each(|part| key.extend_from_slice(part));
+        key
+    }
+
+    pub(crate) fn keys(namespace: &Namespace) -> Vec<u8> {
+        join(KEY, &[namespace.0.as_bytes(), &[0]])
+    }
+    pub(crate) fn key(namespace: &Namespace, name: &str) -> Vec<u8> {
+        join(KEY, &[namespace.0.as_bytes(), &[0], name.as_bytes()])
+    }
+    pub(crate) fn key_name(id: KeyId) -> Vec<u8> {
+        join(KEY_NAME, &[&id.0])
+    }
+    pub(crate) fn version(id: KeyId, version: Version) -> Vec<u8> {
+        join(VERSION, &[&id.0, &version.0.to_be_bytes()])
+    }
+    pub(crate) fn versions(id: KeyId) -> Vec<u8> {
+        join(VERSION, &[&id.0])
+    }
+    pub(crate) fn token(id: TokenId) -> Vec<u8> {
+        join(TOKEN, &[&id.0])
+    }
+    pub(crate) fn token_digest(digest: &[u8; 32]) -> Vec<u8> {
+        join(TOKEN_DIGEST, &[digest])
+    }
+    pub(crate) fn member(id: NodeId) -> Vec<u8> {
+        join(MEMBER, &[&id.0.to_be_bytes()])
+    }
+    pub(crate) fn epoch(epoch: Epoch) -> Vec<u8> {
+        join(EPOCH, &[&epoch.0.to_be_bytes()])
+    }
+    pub(crate) fn join_token(id: TokenId) -> Vec<u8> {
+        join(JOIN_TOKEN, &[&id.0])
+    }
+    pub(crate) fn join_request(node: NodeId) -> Vec<u8> {
+        join(JOIN, &[&node.0.to_be_bytes()])
+    }
+    pub(crate) fn done(operation: Operation) -> Vec<u8> {
+        join(DONE, &[&operation.0])
+    }
+    pub(crate) fn answered(principal: &Principal, namespace: &Namespace, key: &str) -> Vec<u8> {
+        let parts: [&[u8]; 5] =
+            [principal.0.as_bytes(), &[0], namespace.0.as_bytes(), &[0], key.as_bytes()];
+        join(ANSWERED, &parts)
+    }
+    pub(crate) fn answered_count(principal: &Principal) -> Vec<u8> {
+        join(ANSWERED_COUNT, &[principal.0.as_bytes()])
+    }
+    pub(crate) fn expiry(at: Time, operation: Operation) -> Vec<u8> {
+        join(EXPIRY, &[&at.0.to_be_bytes(), &operation.0])
+    }
+    pub(crate) fn expiries() -> Vec<u8> {
+        vec![EXPIRY]
+    }
+    pub(crate) fn under(epoch: Epoch, id: KeyId, version: Version) -> Vec<u8> {
+        join(UNDER, &[&epoch.0.to_be_bytes(), &id.0, &version.0.to_be_bytes()])
+    }
+    pub(crate) fn all_under(epoch: Epoch) -> Vec<u8> {
+        join(UNDER, &[&epoch.0.to_be_bytes()])
+    }
+    pub(crate) fn under_count(epoch: Epoch) -> Vec<u8> {
+        join(UNDER_COUNT, &[&epoch.0.to_be_bytes()])
+    }
+    /// What a due record is about: each has a queue of its own.
+    #[derive(Clone, Copy)]
+    pub(crate) enum Due {
+        DestroyKey = 1,
+        DestroyVersion = 2,
+        Rotate = 3,
+    }
+    pub(crate) fn due(kind: Due, at: Time, id: KeyId, version: Version) -> Vec<u8> {
+        join(DUE, &[&[kind as u8], &at.0.to_be_bytes(), &id.0, &version.0.to_be_bytes()])
+    }
+    pub(crate) fn all_due(kind: Due) -> Vec<u8> {
+        join(DUE, &[&[kind as u8]])
+    }
+    /// When, which key, which version: what `due` was made from.
+    pub(crate) fn parse_due(record: &[u8]) -> Option<(Time, KeyId, Version)> {
+        let (at, rest) = record.get(2..)?.split_first_chunk()?;
+        let (id, version) = rest.split_first_chunk()?;
+        let version = u32::from_be_bytes(version.try_into().ok()?);
+        Some((Time(u64::from_be_bytes(*at)), KeyId(*id), Version(version)))
+    }
+    /// Which key and version an `under` record is about.
+    pub(crate) fn parse_under(record: &[u8]) -> Option<(KeyId, Version)> {
+        let (id, version) = record.get(5..)?.split_first_chunk()?;
+        Some((KeyId(*id), Version(u32::from_be_bytes(version.try_into().ok()?))))
+    }
+    pub(crate) fn cluster() -> Vec<u8> {
+        vec![CLUSTER]
+    }
+    pub(crate) fn settings() -> Vec<u8> {
+        vec![SETTINGS]
+    }
+    pub(crate) fn clock() -> Vec<u8> {
+        vec![CLOCK]
+    }
+    pub(crate) fn authority() -> Vec<u8> {
+        vec![AUTHORITY]
+    }
+}

@@ -1,0 +1,87 @@
+//! Bearer tokens and join tokens. Only digests of their secrets are known here.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Time, TokenId, Vote};
+
+/// Duties, kept apart: nobody but the bootstrap token has all of them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Role {
+    /// Creates, rotates, schedules destruction; can not use keys.
+    Officer,
+    /// Uses keys; changes nothing.
+    User,
+    /// Reads state and audit.
+    Auditor,
+    /// Runs the cluster; sees no key.
+    Operator,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Token {
+    pub id: TokenId,
+    pub name: String,
+    /// SHA-256 of the whole token text.
+    pub digest: [u8; 32],
+    pub roles: BTreeSet<Role>,
+    pub created_at: Time,
+    pub expires_at: Option<Time>,
+}
+
+/// Lets a node ask to join. It admits nobody: an operator's signature does.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct JoinToken {
+    pub id: TokenId,
+    pub digest: [u8; 32],
+    /// The only name that may use it.
+    pub name: Option<String>,
+    /// A name pattern in which `*` stands for any run of characters.
+    pub name_pattern: Option<String>,
+    pub zone: Option<String>,
+    pub vote: Vote,
+    pub uses_left: u32,
+    pub created_at: Time,
+    pub expires_at: Time,
+}
+
+impl JoinToken {
+    /// Whether a node of this name may use the token.
+    pub fn fits(&self, name: &str) -> bool {
+        self.name.as_deref().is_none_or(|only| only == name)
+            && self.name_pattern.as_deref().is_none_or(|pattern| matches(pattern, name))
+    }
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {
+            (0..=rest.len())
+                .filter(|cut| rest.is_char_boundary(*cut))
+                .any(|cut| matches(tail, &rest[cut..]))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn a_star_stands_for_any_run() {
+        for (pattern, name, fits) in [
+            ("n1", "n1", true),
+            ("n1", "n12", false),
+            ("kms-*", "kms-0", true),
+            ("kms-*", "kms-", true),
+            ("kms-*", "kmz-0", false),
+            ("*-a-*", "x-a-y", true),
+            ("*-a-*", "x-b-y", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+}

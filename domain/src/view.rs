@@ -1,0 +1,178 @@
+//! Questions about the records, asked of one view.
+
+use serde::de::DeserializeOwned;
+
+use crate::records::at::{self, Due};
+use crate::records::{parse, read};
+use crate::{
+    Authority, Broken, Cluster, Epoch, Join, JoinToken, KekEpoch, Key, KeyId, KeyVersion, Member,
+    Namespace, NodeId, Records, Settings, Time, Token, TokenId, Version,
+};
+
+/// More than any table read whole holds: members, epochs, joins, tokens.
+const WHOLE: usize = 100_000;
+
+pub fn cluster(records: &impl Records) -> Result<Option<Cluster>, Broken> {
+    read(records, &at::cluster())
+}
+
+pub fn settings(records: &impl Records) -> Result<Settings, Broken> {
+    Ok(read(records, &at::settings())?.unwrap_or_default())
+}
+
+/// The log's time.
+pub fn now(records: &impl Records) -> Result<Time, Broken> {
+    Ok(read(records, &at::clock())?.unwrap_or_default())
+}
+
+pub fn authority(records: &impl Records) -> Result<Option<Authority>, Broken> {
+    read(records, &at::authority())
+}
+
+pub fn key(records: &impl Records, ns: &Namespace, name: &str) -> Result<Option<Key>, Broken> {
+    read(records, &at::key(ns, name))
+}
+
+pub fn key_by_id(records: &impl Records, id: KeyId) -> Result<Option<Key>, Broken> {
+    match read::<(Namespace, String)>(records, &at::key_name(id))? {
+        Some((namespace, name)) => key(records, &namespace, &name),
+        None => Ok(None),
+    }
+}
+
+/// Keys of a namespace in the order of their names, from the one after `after`.
+pub fn keys(
+    records: &impl Records,
+    ns: &Namespace,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Vec<Key>, Broken> {
+    let after = after.map(|name| at::key(ns, name));
+    records
+        .scan(&at::keys(ns), after.as_deref(), limit)?
+        .iter()
+        .map(|(record, bytes)| parse(record, bytes))
+        .collect()
+}
+
+pub fn version(
+    records: &impl Records,
+    id: KeyId,
+    v: Version,
+) -> Result<Option<KeyVersion>, Broken> {
+    read(records, &at::version(id, v))
+}
+
+/// Versions of a key in order, from the one after `after`.
+pub fn versions(
+    records: &impl Records,
+    id: KeyId,
+    after: Option<Version>,
+    limit: usize,
+) -> Result<Vec<KeyVersion>, Broken> {
+    let after = after.map(|version| at::version(id, version));
+    records
+        .scan(&at::versions(id), after.as_deref(), limit)?
+        .iter()
+        .map(|(record, bytes)| parse(record, bytes))
+        .collect()
+}
+
+pub fn token(records: &impl Records, id: TokenId) -> Result<Option<Token>, Broken> {
+    read(records, &at::token(id))
+}
+
+pub fn token_by_digest(records: &impl Records, digest: &[u8; 32]) -> Result<Option<Token>, Broken> {
+    match read::<TokenId>(records, &at::token_digest(digest))? {
+        Some(id) => token(records, id),
+        None => Ok(None),
+    }
+}
+
+pub fn tokens(records: &impl Records) -> Result<Vec<Token>, Broken> {
+    table(records, at::TOKEN)
+}
+
+pub fn join_token(records: &impl Records, id: TokenId) -> Result<Option<JoinToken>, Broken> {
+    read(records, &at::join_token(id))
+}
+
+pub fn join_tokens(records: &impl Records) -> Result<Vec<JoinToken>, Broken> {
+    table(records, at::JOIN_TOKEN)
+}
+
+pub fn join(records: &impl Records, node: NodeId) -> Result<Option<Join>, Broken> {
+    read(records, &at::join_request(node))
+}
+
+pub fn joins(records: &impl Records) -> Result<Vec<Join>, Broken> {
+    table(records, at::JOIN)
+}
+
+pub fn member(records: &impl Records, node: NodeId) -> Result<Option<Member>, Broken> {
+    read(records, &at::member(node))
+}
+
+pub fn members(records: &impl Records) -> Result<Vec<Member>, Broken> {
+    table(records, at::MEMBER)
+}
+
+pub fn epoch(records: &impl Records, epoch: Epoch) -> Result<Option<KekEpoch>, Broken> {
+    read(records, &at::epoch(epoch))
+}
+
+pub fn epochs(records: &impl Records) -> Result<Vec<KekEpoch>, Broken> {
+    table(records, at::EPOCH)
+}
+
+/// How many versions are wrapped under an epoch.
+pub fn count_under(records: &impl Records, epoch: Epoch) -> Result<u64, Broken> {
+    Ok(read(records, &at::under_count(epoch))?.unwrap_or(0))
+}
+
+/// Some versions that are wrapped under an epoch.
+pub fn under(
+    records: &impl Records,
+    epoch: Epoch,
+    limit: usize,
+) -> Result<Vec<(KeyId, Version)>, Broken> {
+    let found = records.scan(&at::all_under(epoch), None, limit)?;
+    Ok(found.iter().filter_map(|(record, _)| at::parse_under(record)).collect())
+}
+
+/// Keys whose rotation is due at `now`.
+pub fn rotations_due(
+    records: &impl Records,
+    now: Time,
+    limit: usize,
+) -> Result<Vec<KeyId>, Broken> {
+    Ok(due(records, Due::Rotate, now, limit)?.into_iter().map(|(_, id, _)| id).collect())
+}
+
+/// Whether a tick at `now` would destroy something.
+pub fn destruction_due(records: &impl Records, now: Time) -> Result<bool, Broken> {
+    Ok(!due(records, Due::DestroyKey, now, 1)?.is_empty()
+        || !due(records, Due::DestroyVersion, now, 1)?.is_empty())
+}
+
+fn due(
+    records: &impl Records,
+    kind: Due,
+    now: Time,
+    limit: usize,
+) -> Result<Vec<(Time, KeyId, Version)>, Broken> {
+    let found = records.scan(&at::all_due(kind), None, limit)?;
+    Ok(found
+        .iter()
+        .filter_map(|(record, _)| at::parse_due(record))
+        .take_while(|(at, ..)| *at <= now)
+        .collect())
+}
+
+fn table<T: DeserializeOwned>(records: &impl Records, table: u8) -> Result<Vec<T>, Broken> {
+    records
+        .scan(&[table], None, WHOLE)?
+        .iter()
+        .map(|(record, bytes)| parse(record, bytes))
+        .collect()
+}
