@@ -1,0 +1,89 @@
+//! The ladder of recoveries: what is done when an attempt fails, before the caller is told.
+//!
+//! Each rung is tried at most once for a call, cheap ones first, then the call is tried again. Which
+//! rung a fault starts at follows from what it says about the device. A wrong PIN is never tried
+//! again: the token refuses every later recovery itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::HsmError;
+use crate::contract::{Fault, Hsm, Rung, Session};
+
+/// A worker's place: the token, and the session this thread has with it.
+pub(crate) struct Bench {
+    hsm: Arc<dyn Hsm>,
+    session: Option<(u64, Box<dyn Session>)>,
+}
+
+impl Bench {
+    pub(crate) fn new(hsm: Arc<dyn Hsm>) -> Self {
+        Self { hsm, session: None }
+    }
+
+    pub(crate) fn run<T>(
+        &mut self,
+        deadline: Instant,
+        attempt: &mut dyn FnMut(&mut dyn Session) -> Result<T, Fault>,
+    ) -> Result<T, HsmError> {
+        let mut lowest = Some(Rung::Reopen);
+        loop {
+            let seen = self.hsm.generation();
+            let fault = match self.attempt(seen, attempt) {
+                Ok(value) => {
+                    self.hsm.works();
+                    return Ok(value);
+                }
+                Err(Fault::Final(error)) => return Err(error),
+                Err(fault) => fault,
+            };
+            self.session = None;
+            let rung = match lowest {
+                Some(lowest) if Instant::now() < deadline => lowest.max(start(&fault)),
+                _ => return Err(fault.into_error()),
+            };
+            tracing::debug!(?fault, ?rung, "the token failed, trying to recover");
+            lowest = self.climb(rung, seen)?;
+        }
+    }
+
+    fn attempt<T>(
+        &mut self,
+        generation: u64,
+        attempt: &mut dyn FnMut(&mut dyn Session) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        // A session of an older generation is dropped here, and the token knows not to close it.
+        let session = match self.session.take() {
+            Some((born, session)) if born == generation => session,
+            _ => self.hsm.session()?,
+        };
+        let (_, session) = self.session.insert((generation, session));
+        attempt(&mut **session)
+    }
+
+    /// Recovers by this rung, or by a higher one when it fails; gives the rung that is left.
+    fn climb(&self, rung: Rung, seen: u64) -> Result<Option<Rung>, HsmError> {
+        let mut rung = rung;
+        loop {
+            let above = match rung {
+                Rung::Reopen => return Ok(Some(Rung::Relogin)),
+                Rung::Relogin => Some(Rung::Reinitialize),
+                Rung::Reinitialize => None,
+            };
+            match (self.hsm.recover(rung, seen), above) {
+                (Ok(()), above) => return Ok(above),
+                (Err(Fault::Final(error)), _) => return Err(error),
+                (Err(_), Some(above)) => rung = above,
+                (Err(fault), None) => return Err(fault.into_error()),
+            }
+        }
+    }
+}
+
+fn start(fault: &Fault) -> Rung {
+    match fault {
+        Fault::Session(_) | Fault::Suspect(_) | Fault::Final(_) => Rung::Reopen,
+        Fault::Missing(_) | Fault::Login(_) => Rung::Relogin,
+        Fault::Device(_) => Rung::Reinitialize,
+    }
+}

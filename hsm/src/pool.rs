@@ -1,0 +1,386 @@
+//! Worker threads with a session each, a bounded queue, a deadline for every call, and the
+//! supervisor that checks the token's health each second.
+//!
+//! A call into a PKCS#11 module can not be cancelled. A worker that is stuck beyond its deadline is
+//! given up and replaced, up to a cap; beyond it the slot is unhealthy until the calls come back. The
+//! askers do not wait for any of this: they have their own clock.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::contract::{Fault, Hsm, Session};
+use crate::ladder::Bench;
+use crate::slot::GONE;
+use crate::{Health, HsmError, Info, KekId, Options, canary};
+
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
+/// A slow answer is not yet a broken device; a definite fault is.
+const SLOW_MAX: u32 = 3;
+/// How many workers may be stuck for each that works.
+const STUCK_FACTOR: usize = 3;
+
+pub(crate) struct Pool {
+    hsm: Arc<dyn Hsm>,
+    options: Options,
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    closing: Condvar,
+    desks: Mutex<Vec<(Arc<Desk>, JoinHandle<()>)>>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+    name: Mutex<Option<String>>,
+    canaries: Mutex<Canaries>,
+    health: watch::Sender<Health>,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Canaries {
+    known: HashMap<KekId, Vec<u8>>,
+    checked: Option<KekId>,
+}
+
+/// What the supervisor sees of a worker.
+#[derive(Default)]
+struct Desk {
+    /// The deadline of the call it is in.
+    busy: Mutex<Option<Instant>>,
+    given_up: AtomicBool,
+}
+
+/// A call, waiting for a worker.
+pub(crate) struct Job {
+    deadline: Instant,
+    run: Box<dyn FnOnce(Option<&mut Bench>) + Send>,
+}
+
+impl Job {
+    pub(crate) fn new<T>(
+        deadline: Instant,
+        mut attempt: impl FnMut(&mut dyn Session) -> Result<T, Fault> + Send + 'static,
+        answer: impl FnOnce(Result<T, HsmError>) + Send + 'static,
+    ) -> Self {
+        let run = Box::new(move |bench: Option<&mut Bench>| {
+            answer(match bench {
+                Some(bench) => bench.run(deadline, &mut attempt),
+                None => Err(HsmError::Closed),
+            });
+        });
+        Self { deadline, run }
+    }
+}
+
+impl Pool {
+    pub(crate) fn start(hsm: Arc<dyn Hsm>, options: Options) -> Arc<Self> {
+        let pool = Arc::new(Self {
+            hsm,
+            options,
+            queue: Mutex::default(),
+            ready: Condvar::new(),
+            closing: Condvar::new(),
+            desks: Mutex::default(),
+            supervisor: Mutex::default(),
+            name: Mutex::default(),
+            canaries: Mutex::default(),
+            health: watch::Sender::new(Health::Healthy),
+        });
+        for _ in 0..pool.options.workers.max(1) {
+            pool.hire();
+        }
+        metrics::gauge!("strongroom_hsm_healthy").set(1.0);
+        let supervised = Arc::clone(&pool);
+        *lock(&pool.supervisor) = spawn("hsm-health", move || supervised.supervise());
+        pool
+    }
+
+    pub(crate) fn info(&self) -> Info {
+        self.hsm.info()
+    }
+
+    pub(crate) fn deadline(&self) -> Duration {
+        self.options.deadline
+    }
+
+    pub(crate) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    pub(crate) fn set_name(&self, name: String) {
+        *lock(&self.name) = Some(name);
+    }
+
+    pub(crate) fn name(&self) -> Result<String, HsmError> {
+        lock(&self.name).clone().ok_or(HsmError::NoIdentity)
+    }
+
+    pub(crate) fn set_canary(&self, kek: KekId, canary: Vec<u8>) {
+        let mut canaries = lock(&self.canaries);
+        canaries.known.insert(kek, canary);
+        canaries.checked = Some(kek);
+    }
+
+    pub(crate) fn drop_canary(&self, kek: KekId) {
+        let mut canaries = lock(&self.canaries);
+        canaries.known.remove(&kek);
+        canaries.checked = canaries.checked.filter(|checked| *checked != kek);
+    }
+
+    pub(crate) fn submit(&self, job: Job) -> Result<(), HsmError> {
+        let mut queue = lock(&self.queue);
+        if queue.closed {
+            return Err(HsmError::Closed);
+        }
+        if queue.jobs.len() >= self.options.queue.max(1) {
+            return Err(HsmError::Busy);
+        }
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    /// Asks and blocks for the answer.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        attempt: impl FnMut(&mut dyn Session) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, HsmError> {
+        let started = Instant::now();
+        let (answer, wait) = mpsc::sync_channel(1);
+        let job = Job::new(started + limit, attempt, move |result| {
+            let _ = answer.send(result);
+        });
+        let result = self.submit(job).and_then(|()| match wait.recv_timeout(limit) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(HsmError::Deadline(limit)),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(HsmError::Closed),
+        });
+        record(name, started, result.as_ref().err());
+        result
+    }
+
+    /// What a fault means, once the device itself was asked: is it this blob, is the KEK not here,
+    /// or is it the device?
+    pub(crate) fn sure(&self, session: &mut dyn Session, kek: KekId, fault: Fault) -> Fault {
+        match fault {
+            Fault::Suspect(what) => {
+                let canary = lock(&self.canaries).known.get(&kek).cloned();
+                match canary::sings(session, kek, canary.as_deref()) {
+                    Ok(true) => Fault::Final(HsmError::Integrity),
+                    Ok(false) => Fault::Device(format!("{what}, and the canary does not open")),
+                    Err(fault) => fault,
+                }
+            }
+            Fault::Missing(error) => match self.name().map(|name| session.is_present(&name)) {
+                Ok(Ok(true)) => Fault::Final(error),
+                Ok(Err(fault)) => fault,
+                Ok(Ok(false)) | Err(_) => Fault::Missing(error),
+            },
+            other => other,
+        }
+    }
+
+    /// Refuses new calls and lets the threads end; the last of them releases the token.
+    pub(crate) fn stop(&self) {
+        let waiting = {
+            let mut queue = lock(&self.queue);
+            queue.closed = true;
+            std::mem::take(&mut queue.jobs)
+        };
+        self.ready.notify_all();
+        self.closing.notify_all();
+        for job in waiting {
+            (job.run)(None);
+        }
+    }
+
+    /// Waits until the token is released.
+    pub(crate) fn join(&self) {
+        let supervisor = lock(&self.supervisor).take();
+        if let Some(supervisor) = supervisor {
+            let _ = supervisor.join();
+        }
+    }
+
+    fn hire(self: &Arc<Self>) {
+        let desk = Arc::new(Desk::default());
+        let (pool, own) = (Arc::clone(self), Arc::clone(&desk));
+        if let Some(thread) = spawn("hsm-worker", move || pool.work(&own)) {
+            lock(&self.desks).push((desk, thread));
+        }
+    }
+
+    fn work(&self, desk: &Desk) {
+        let mut bench = Bench::new(Arc::clone(&self.hsm));
+        while let Some(job) = self.next() {
+            // An asker whose deadline is past has left; its answer is dropped with the job.
+            if Instant::now() >= job.deadline {
+                continue;
+            }
+            *lock(&desk.busy) = Some(job.deadline);
+            (job.run)(Some(&mut bench));
+            *lock(&desk.busy) = None;
+            if desk.given_up.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.closed {
+                return None;
+            }
+            if let Some(job) = queue.jobs.pop_front() {
+                return Some(job);
+            }
+            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn supervise(self: &Arc<Self>) {
+        let mut slow = 0;
+        loop {
+            let queue = lock(&self.queue);
+            let (queue, _) = self
+                .closing
+                .wait_timeout_while(queue, HEALTH_EVERY, |queue| !queue.closed)
+                .unwrap_or_else(PoisonError::into_inner);
+            if queue.closed {
+                break;
+            }
+            drop(queue);
+            let checked = self.check();
+            let stuck = self.replace_stuck();
+            slow = match checked {
+                Err(HsmError::Deadline(_) | HsmError::Busy) => slow + 1,
+                Ok(()) | Err(_) => 0,
+            };
+            match (checked, stuck) {
+                (Err(HsmError::Closed), _) => {}
+                (Ok(()), _) => self.publish(Health::Healthy),
+                (Err(_), Some(stuck)) => self.publish(Health::Unhealthy(stuck)),
+                (Err(HsmError::Deadline(_) | HsmError::Busy), None) if slow < SLOW_MAX => {}
+                (Err(error), None) => self.publish(Health::Unhealthy(error.to_string())),
+            }
+        }
+        self.release();
+    }
+
+    fn check(self: &Arc<Self>) -> Result<(), HsmError> {
+        let (kek, canary) = {
+            let canaries = lock(&self.canaries);
+            let canary = canaries.checked.and_then(|kek| canaries.known.get(&kek).cloned());
+            (canaries.checked, canary)
+        };
+        let name = self.name().ok();
+        let pool = Arc::clone(self);
+        self.ask("canary", self.options.deadline, move |session| match (kek, &name) {
+            (Some(kek), _) => match canary::sings(session, kek, canary.as_deref()) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Fault::Device("the KEK does not open its canary".to_owned())),
+                Err(fault) => Err(pool.sure(session, kek, fault)),
+            },
+            (None, Some(name)) => match session.is_present(name)? {
+                true => Ok(()),
+                false => Err(Fault::Missing(HsmError::Device(GONE.to_owned()))),
+            },
+            (None, None) => session.random(16).map(drop),
+        })
+    }
+
+    /// Replaces workers that are stuck; says so when there are too many to go on.
+    fn replace_stuck(self: &Arc<Self>) -> Option<String> {
+        let now = Instant::now();
+        let (stuck, missing) = {
+            let mut desks = lock(&self.desks);
+            desks.retain(|(_, thread)| !thread.is_finished());
+            for (desk, _) in desks.iter() {
+                if lock(&desk.busy).is_some_and(|deadline| deadline < now) {
+                    desk.given_up.store(true, Ordering::Release);
+                }
+            }
+            let stuck = desks.iter().filter(|(desk, _)| desk.given_up.load(Ordering::Acquire));
+            let stuck = stuck.count();
+            (stuck, self.options.workers.max(1).saturating_sub(desks.len() - stuck))
+        };
+        let cap = self.options.workers.max(1) * STUCK_FACTOR;
+        for _ in 0..missing.min(cap.saturating_sub(stuck)) {
+            tracing::warn!(stuck, "a worker of the token is stuck or gone, replacing it");
+            self.hire();
+        }
+        (stuck >= cap).then(|| format!("{stuck} calls never came back from the token"))
+    }
+
+    fn publish(&self, health: Health) {
+        self.health.send_if_modified(|current| {
+            if *current == health {
+                return false;
+            }
+            match &health {
+                Health::Healthy => tracing::info!("the slot is healthy"),
+                Health::Unhealthy(reason) => tracing::warn!(reason, "the slot is unhealthy"),
+            }
+            metrics::gauge!("strongroom_hsm_healthy").set(if health.is_healthy() {
+                1.0
+            } else {
+                0.0
+            });
+            *current = health;
+            true
+        });
+    }
+
+    /// Waits for the workers, each no longer than a deadline, and releases the token unless one is
+    /// still inside it: finalizing a module under a running call is worse than not finalizing it.
+    fn release(&self) {
+        let until = Instant::now() + self.options.deadline;
+        let desks = std::mem::take(&mut *lock(&self.desks));
+        for (_, thread) in desks {
+            while !thread.is_finished() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if !thread.is_finished() {
+                tracing::warn!(
+                    "a call never came back from the token; the module is left as it is"
+                );
+                return;
+            }
+            let _ = thread.join();
+        }
+        self.hsm.close();
+    }
+}
+
+/// Every call is counted and timed here, whoever asked.
+pub(crate) fn record(name: &'static str, started: Instant, error: Option<&HsmError>) {
+    let outcome = error.map_or("ok", HsmError::outcome);
+    metrics::counter!("strongroom_hsm_operations_total", "op" => name, "outcome" => outcome)
+        .increment(1);
+    metrics::histogram!("strongroom_hsm_operation_seconds", "op" => name)
+        .record(started.elapsed().as_secs_f64());
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| tracing::error!(%error, "no thread can be started"))
+        .ok()
+}
+
+/// What these locks guard is whole after every statement, so a panic elsewhere does not spoil it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
