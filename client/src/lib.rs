@@ -1,1 +1,17 @@
-//! A typed client that finds a live node and repeats safely
+//! A typed client that finds a live node and repeats safely.
+//!
+//! It takes the addresses of several nodes, stays with the one that answered last and goes on to
+//! the next when that one does not. Every change carries an `Idempotency-Key` that stays the same
+//! over its repeats, so that repeating one whose outcome is unknown is safe.
+//!
+//! It does not balance load, cache answers or learn addresses from the cluster.
+
+mod calls;
+mod connect;
+mod error;
+mod request;
+mod retry;
+
+pub use connect::{Builder, Client};
+pub use error::Error;
+pub use request::{Answered, Head, Repeat, Request, Response};

@@ -41,7 +41,7 @@ words! {
         Distributing = "distributing",
         Active = "active",
         Draining = "draining",
-        Destroyed = "destroyed",
+        Retired = "retired",
         Abandoned = "abandoned",
     }
 }
@@ -203,16 +203,18 @@ pub struct Snapshot {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Settings {
-    /// The shortest time between scheduling a destruction and destroying.
+    /// The shortest time between scheduling a destruction and destroying, and the default one.
     pub min_destruction_after: Span,
-    /// The longest life of a bearer token; without it tokens may live for ever.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_token_ttl: Option<Span>,
+    /// How long an `Idempotency-Key` is remembered.
+    pub idempotency_window: Span,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { min_destruction_after: Span::from_hours(24), max_token_ttl: None }
+        Self {
+            min_destruction_after: Span::from_hours(24),
+            idempotency_window: Span::from_hours(24),
+        }
     }
 }
 
@@ -226,5 +228,5 @@ pub struct SettingsPatch {
     pub min_destruction_after: Patch<Span>,
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Span>))]
-    pub max_token_ttl: Patch<Span>,
+    pub idempotency_window: Patch<Span>,
 }

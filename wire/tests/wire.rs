@@ -72,7 +72,7 @@ fn a_patch_tells_absent_from_null() {
     let Patch::Set(labels) = patch.labels else { panic!("labels are set") };
     assert_eq!(labels["b"], None);
     let settings = round::<SettingsPatch>(&json!({"min_destruction_after": "36h"}));
-    assert_eq!(settings.max_token_ttl, Patch::Keep);
+    assert_eq!(settings.idempotency_window, Patch::Keep);
 }
 
 #[test]
