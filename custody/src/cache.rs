@@ -1,0 +1,104 @@
+//! A few recently unwrapped keys, bounded in number and age.
+//!
+//! An entry is never the authority: every use first reads, on one view, that the version is enabled,
+//! and only then asks here. So a disabled key is refused though its bytes may still be held; they are
+//! dropped at the next look, at step-down and at HSM trouble.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crypto::SecretBytes;
+use domain::{KeyId, Version};
+
+#[derive(Debug)]
+pub(crate) struct Cache {
+    most: usize,
+    age: Duration,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    keys: HashMap<(KeyId, Version), (Arc<SecretBytes>, Instant)>,
+    /// In the order they came; the oldest leave first.
+    order: VecDeque<(KeyId, Version)>,
+}
+
+impl Cache {
+    pub(crate) fn new(most: usize, age: Duration) -> Self {
+        Self { most, age, held: Mutex::default() }
+    }
+
+    pub(crate) fn get(&self, id: KeyId, version: Version) -> Option<Arc<SecretBytes>> {
+        let mut held = self.lock();
+        match held.keys.get(&(id, version)) {
+            Some((key, since)) if since.elapsed() < self.age => Some(Arc::clone(key)),
+            Some(_) => {
+                held.keys.remove(&(id, version));
+                None
+            }
+            None => None,
+        }
+    }
+
+    pub(crate) fn put(&self, id: KeyId, version: Version, key: Arc<SecretBytes>) {
+        let mut held = self.lock();
+        if held.keys.insert((id, version), (key, Instant::now())).is_none() {
+            held.order.push_back((id, version));
+        }
+        while held.order.len() > self.most {
+            if let Some(oldest) = held.order.pop_front() {
+                held.keys.remove(&oldest);
+            }
+        }
+    }
+
+    /// Drops a version: it was disabled, or its destruction was scheduled.
+    pub(crate) fn drop_key(&self, id: KeyId) {
+        self.lock().keys.retain(|(held, _), _| *held != id);
+    }
+
+    /// Drops everything: this node stopped leading, or its slot is in trouble.
+    pub(crate) fn wipe(&self) {
+        *self.lock() = Held::default();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
+        // A panic elsewhere leaves the map whole: each change to it is one call.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> Arc<SecretBytes> {
+        Arc::new(
+            SecretBytes::fill(1, |bytes| {
+                bytes[0] = byte;
+                Ok::<_, std::convert::Infallible>(())
+            })
+            .unwrap(),
+        )
+    }
+
+    #[test]
+    fn bounded_in_number_and_age() {
+        let cache = Cache::new(2, Duration::from_secs(60));
+        for id in 1..=3 {
+            cache.put(KeyId([id; 16]), Version::FIRST, key(id));
+        }
+        assert!(cache.get(KeyId([1; 16]), Version::FIRST).is_none(), "the oldest left");
+        assert!(cache.get(KeyId([3; 16]), Version::FIRST).is_some());
+        cache.drop_key(KeyId([3; 16]));
+        assert!(cache.get(KeyId([3; 16]), Version::FIRST).is_none());
+        cache.wipe();
+        assert!(cache.get(KeyId([2; 16]), Version::FIRST).is_none());
+
+        let cache = Cache::new(2, Duration::ZERO);
+        cache.put(KeyId([1; 16]), Version::FIRST, key(1));
+        assert!(cache.get(KeyId([1; 16]), Version::FIRST).is_none(), "too old at once");
+    }
+}

@@ -1,0 +1,306 @@
+//! Who may admit members, as this node was told when it joined, and what they have signed.
+//!
+//! Every node pins the operators' keys and the lineage in its own directory. A member is believed
+//! because enough of these keys signed a statement about it: the replicated state can carry such a
+//! member here, it can not invent one. Nothing here asks the state or the slot.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+
+use crypto::sign::OperatorPublic;
+use domain::{Lineage, Member, NodeId, Operators, Signature, Statement};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What an operator's signature under a statement is for.
+pub const DOMAIN: &str = "member";
+
+/// What a node is told once and then holds against everyone.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Pinned {
+    pub lineage: Lineage,
+    pub operators: Operators,
+}
+
+/// Why a member is not believed.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+pub enum Refused {
+    #[error("the statement does not decode")]
+    Malformed,
+    #[error("the statement is about node {found}, expected node {expected}")]
+    OtherNode { expected: NodeId, found: NodeId },
+    #[error("the statement is of another lineage, {found}")]
+    ForeignLineage { found: Lineage },
+    #[error("the statement names {found:?}, expected {expected:?}")]
+    OtherName { expected: String, found: String },
+    #[error("{found} operators signed the statement, expected {expected}")]
+    TooFewSigners { expected: u16, found: usize },
+}
+
+/// The statement about a member, if enough of the pinned operators signed exactly these bytes.
+pub fn verify(pinned: &Pinned, member: &Member) -> Result<Statement, Refused> {
+    let statement = verify_bytes(pinned, member.node, &member.statement, &member.signatures)?;
+    if statement.name != member.name {
+        let (expected, found) = (member.name.clone(), statement.name);
+        return Err(Refused::OtherName { expected, found });
+    }
+    Ok(statement)
+}
+
+/// The same, before there is a member.
+pub fn verify_bytes(
+    pinned: &Pinned,
+    node: NodeId,
+    bytes: &[u8],
+    signatures: &[Signature],
+) -> Result<Statement, Refused> {
+    let statement: Statement = domain::decode(bytes).map_err(|_| Refused::Malformed)?;
+    if statement.to_bytes() != bytes {
+        return Err(Refused::Malformed);
+    }
+    if statement.lineage != pinned.lineage {
+        return Err(Refused::ForeignLineage { found: statement.lineage });
+    }
+    if statement.node != node {
+        return Err(Refused::OtherNode { expected: node, found: statement.node });
+    }
+    let signers: BTreeSet<[u8; 32]> = signatures
+        .iter()
+        .filter(|signature| pinned.operators.keys.contains(&signature.by))
+        .filter(|signature| {
+            OperatorPublic(signature.by).verify(DOMAIN, bytes, &signature.bytes).is_ok()
+        })
+        .map(|signature| signature.by)
+        .collect();
+    // A threshold of nobody would admit everybody.
+    let expected = pinned.operators.threshold.max(1);
+    if signers.len() < usize::from(expected) {
+        return Err(Refused::TooFewSigners { expected, found: signers.len() });
+    }
+    Ok(statement)
+}
+
+/// Names the signer of each signature: callers send only the bytes, 64 for each operator.
+///
+/// What no pinned operator signed is left out.
+pub fn attribute(pinned: &Pinned, statement: &[u8], signatures: &[u8]) -> Vec<Signature> {
+    let signed_by = |signature: &[u8]| {
+        pinned
+            .operators
+            .keys
+            .iter()
+            .find(|key| OperatorPublic(**key).verify(DOMAIN, statement, signature).is_ok())
+            .map(|by| Signature { by: *by, bytes: signature.to_vec() })
+    };
+    signatures.chunks(64).filter_map(signed_by).collect()
+}
+
+/// Whether these operators can decide anything, and not less than they mean to.
+pub fn check(operators: &Operators) -> Result<(), String> {
+    let distinct: BTreeSet<_> = operators.keys.iter().collect();
+    let (keys, threshold) = (operators.keys.len(), usize::from(operators.threshold));
+    if distinct.len() != keys {
+        return Err("an operator key is named twice".into());
+    }
+    if threshold == 0 || threshold > keys {
+        return Err(format!("{threshold} of {keys} operator keys can not sign"));
+    }
+    Ok(())
+}
+
+/// The digest of the operators that a join token carries.
+pub fn digest(operators: &Operators) -> [u8; 32] {
+    crypto::sha256(&domain::encode(operators))
+}
+
+/// `pinned.json`, for people to read.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct PinnedFile {
+    lineage: String,
+    threshold: u16,
+    operators: Vec<String>,
+}
+
+impl Pinned {
+    pub fn to_json(&self) -> String {
+        let file = PinnedFile {
+            lineage: self.lineage.to_string(),
+            threshold: self.operators.threshold,
+            operators: self.operators.keys.iter().map(hex::encode).collect(),
+        };
+        serde_json::to_string_pretty(&file).expect("strings and a number have a JSON form")
+    }
+
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let file: PinnedFile = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let lineage = Lineage::parse(&file.lineage).ok_or("the lineage is not 32 hex digits")?;
+        let keys = file
+            .operators
+            .iter()
+            .map(|text| {
+                let mut key = [0; 32];
+                hex::decode_to_slice(text, &mut key).map(|()| key)
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("an operator key: {error}"))?;
+        let operators = Operators { keys, threshold: file.threshold };
+        check(&operators)?;
+        Ok(Self { lineage, operators })
+    }
+
+    /// Written whole or not at all: a node without its pins believes nobody.
+    pub fn save(&self, path: &Path) -> std::io::Result<()> {
+        let beside = path.with_extension("tmp");
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(self.to_json().as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)?;
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => std::fs::File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    pub fn load(path: &Path) -> std::io::Result<Self> {
+        let text = std::fs::read_to_string(path)?;
+        Self::from_json(&text)
+            .map_err(|why| std::io::Error::new(std::io::ErrorKind::InvalidData, why))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crypto::sign::OperatorKey;
+    use domain::{Standing, Time, Vote};
+
+    use super::*;
+
+    pub(crate) const LINEAGE: Lineage = Lineage([7; 16]);
+
+    pub(crate) fn operators(count: usize, threshold: u16) -> (Vec<OperatorKey>, Pinned) {
+        let keys: Vec<_> = (0..count).map(|_| OperatorKey::generate().unwrap()).collect();
+        let operators =
+            Operators { keys: keys.iter().map(|key| key.public().0).collect(), threshold };
+        (keys, Pinned { lineage: LINEAGE, operators })
+    }
+
+    pub(crate) fn statement(node: u64) -> Statement {
+        Statement {
+            lineage: LINEAGE,
+            node: NodeId(node),
+            name: format!("n{node}"),
+            enrolment: vec![1, u8::try_from(node).unwrap()],
+            identity: vec![2, u8::try_from(node).unwrap()],
+        }
+    }
+
+    pub(crate) fn member(statement: &Statement, signers: &[&OperatorKey]) -> Member {
+        let bytes = statement.to_bytes();
+        let sign = |key: &&OperatorKey| Signature {
+            by: key.public().0,
+            bytes: key.sign(DOMAIN, &bytes).to_vec(),
+        };
+        Member {
+            node: statement.node,
+            name: statement.name.clone(),
+            signatures: signers.iter().map(sign).collect(),
+            statement: bytes,
+            api_address: format!("127.0.0.1:{}", 1000 + statement.node.0),
+            peer_address: format!("127.0.0.1:{}", 2000 + statement.node.0),
+            zone: None,
+            vote: Vote::Voter,
+            standing: Standing::Admitted,
+            joined_at: Time(0),
+        }
+    }
+
+    #[test]
+    fn only_enough_pinned_operators_admit_exactly_this_member() {
+        let (keys, pinned) = operators(3, 2);
+        let (strangers, _) = operators(2, 1);
+        let (a, b) = (&keys[0], &keys[1]);
+        let good = statement(4);
+        assert_eq!(verify(&pinned, &member(&good, &[a, b])), Ok(good.clone()));
+
+        let few = |found| Err(Refused::TooFewSigners { expected: 2, found });
+        let mut wrong_signature = member(&good, &[a, b]);
+        wrong_signature.signatures[1].bytes[3] ^= 1;
+        let mut other_purpose = member(&good, &[a, b]);
+        other_purpose.signatures[1].bytes = b.sign("remove", &good.to_bytes()).to_vec();
+        let mut swapped_enrolment = member(&good, &[a, b]);
+        swapped_enrolment.statement =
+            Statement { enrolment: vec![9], ..good.clone() }.to_bytes();
+        let foreign = Statement { lineage: Lineage([8; 16]), ..good.clone() };
+        let mut other_node = member(&good, &[a, b]);
+        other_node.node = NodeId(5);
+        let mut other_name = member(&good, &[a, b]);
+        other_name.name = "n5".into();
+        let mut trailing = member(&good, &[a, b]);
+        trailing.statement.push(0);
+
+        for (case, member, expected) in [
+            ("nobody signed", member(&good, &[]), few(0)),
+            ("one signed", member(&good, &[a]), few(1)),
+            ("one signed twice", member(&good, &[a, a]), few(1)),
+            ("a stranger signed", member(&good, &[a, &strangers[0], &strangers[1]]), few(1)),
+            ("a signature was changed", wrong_signature, few(1)),
+            ("a signature for something else", other_purpose, few(1)),
+            ("the enrolment key was swapped", swapped_enrolment, few(0)),
+            (
+                "another lineage",
+                member(&foreign, &[a, b]),
+                Err(Refused::ForeignLineage { found: Lineage([8; 16]) }),
+            ),
+            (
+                "about another node",
+                other_node,
+                Err(Refused::OtherNode { expected: NodeId(5), found: NodeId(4) }),
+            ),
+            (
+                "under another name",
+                other_name,
+                Err(Refused::OtherName { expected: "n5".into(), found: "n4".into() }),
+            ),
+            ("a byte follows", trailing, Err(Refused::Malformed)),
+        ] {
+            assert_eq!(verify(&pinned, &member), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_threshold_of_nobody_is_one_of_somebody() {
+        let (_, mut pinned) = operators(1, 1);
+        pinned.operators.threshold = 0;
+        let nobody = verify(&pinned, &member(&statement(1), &[]));
+        assert_eq!(nobody, Err(Refused::TooFewSigners { expected: 1, found: 0 }));
+        assert!(check(&pinned.operators).is_err());
+    }
+
+    #[test]
+    fn signatures_find_their_signers() {
+        let (keys, pinned) = operators(2, 2);
+        let (strangers, _) = operators(1, 1);
+        let bytes = statement(1).to_bytes();
+        let signed: Vec<u8> = [&keys[1], &strangers[0], &keys[0]]
+            .iter()
+            .flat_map(|key| key.sign(DOMAIN, &bytes))
+            .collect();
+        let found: Vec<_> =
+            attribute(&pinned, &bytes, &signed).iter().map(|signature| signature.by).collect();
+        assert_eq!(found, [keys[1].public().0, keys[0].public().0]);
+        assert!(attribute(&pinned, &bytes, &signed[..63]).is_empty());
+    }
+
+    #[test]
+    fn pins_survive_their_file() {
+        let (_, pinned) = operators(3, 2);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pinned.json");
+        pinned.save(&path).unwrap();
+        assert_eq!(Pinned::load(&path).unwrap(), pinned);
+        std::fs::write(&path, pinned.to_json().replace("threshold", "treshold")).unwrap();
+        assert!(Pinned::load(&path).is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! Who is admitted now, and where they are.
+//!
+//! Three sources, all behind the pinned operators: the replica's state; the *seeds*, those who
+//! admitted this node, while its own state does not know it yet; and the *introduced*, members whose
+//! signed statements arrived before the log did. The last are needed when a node returns and the
+//! leader was admitted while it was away: without them it could not take the log that would tell it.
+//! Whoever this node's state says was removed is in none.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{OnceLock, RwLock};
+
+use domain::{Member, NodeId, Standing, Statement, view};
+use raft_store::Replica;
+
+use super::operators::{self, Pinned};
+
+/// The roster of this node; asked at every handshake and every request.
+#[derive(Debug)]
+pub struct Roster {
+    me: NodeId,
+    pinned: Pinned,
+    replica: OnceLock<Replica>,
+    seeds: Vec<Member>,
+    introduced: RwLock<BTreeMap<NodeId, Member>>,
+    known: RwLock<Known>,
+}
+
+/// A member that is believed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Peer {
+    pub statement: Statement,
+    pub peer_address: String,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The applied index and the revision of the cluster that this was made from.
+    index: Option<u64>,
+    revision: Option<u64>,
+    peers: BTreeMap<NodeId, Peer>,
+    by_identity: HashMap<Vec<u8>, NodeId>,
+}
+
+impl Roster {
+    /// `seeds` are the members that admitted this node; they are verified like everyone else.
+    pub fn new(me: NodeId, pinned: Pinned, seeds: Vec<Member>) -> Self {
+        let known = Known::new(believed(&pinned, me, &[], &seeds, &BTreeMap::new()));
+        Self {
+            me,
+            pinned,
+            replica: OnceLock::new(),
+            seeds,
+            introduced: RwLock::default(),
+            known: RwLock::new(known),
+        }
+    }
+
+    /// From here on the state of this replica is asked. The replica needs the roster to exist, so it
+    /// comes second.
+    pub fn attach(&self, replica: Replica) {
+        let _ = self.replica.set(replica);
+    }
+
+    pub fn pinned(&self) -> &Pinned {
+        &self.pinned
+    }
+
+    /// Takes up members that the state does not know yet. What is not signed is left out.
+    pub fn introduce(&self, members: Vec<Member>) {
+        let mut introduced = write(&self.introduced);
+        for member in members {
+            if operators::verify(&self.pinned, &member).is_ok() {
+                introduced.insert(member.node, member);
+            }
+        }
+        drop(introduced);
+        write(&self.known).revision = None;
+        write(&self.known).index = None;
+    }
+
+    /// All who are believed, this node included.
+    pub fn peers(&self) -> BTreeMap<NodeId, Peer> {
+        self.known(|known| known.peers.clone())
+    }
+
+    pub fn peer(&self, node: NodeId) -> Option<Peer> {
+        self.known(|known| known.peers.get(&node).cloned())
+    }
+
+    fn known<T>(&self, see: impl FnOnce(&Known) -> T) -> T {
+        if let Some(replica) = self.replica.get() {
+            self.refresh(replica);
+        }
+        see(&read(&self.known))
+    }
+
+    /// Nothing is verified again while the members are the same.
+    fn refresh(&self, replica: &Replica) {
+        let fresh = replica.read(|view| {
+            let index = view.index();
+            if read(&self.known).index == Some(index) {
+                return None;
+            }
+            // A state that can not be read stops the replica; until then the last answer stands.
+            let revision = view::cluster(view).ok()?.map(|cluster| cluster.revision.0);
+            if revision.is_some() && read(&self.known).revision == revision {
+                return Some((index, revision, None));
+            }
+            Some((index, revision, Some(view::members(view).ok()?)))
+        });
+        match fresh {
+            None => {}
+            Some((index, _, None)) => write(&self.known).index = Some(index),
+            Some((index, revision, Some(members))) => {
+                let introduced = read(&self.introduced);
+                let peers = believed(&self.pinned, self.me, &members, &self.seeds, &introduced);
+                let mut known = Known::new(peers);
+                (known.index, known.revision) = (Some(index), revision);
+                *write(&self.known) = known;
+            }
+        }
+    }
+}
+
+/// The members that may be talked to, as of one state.
+fn believed(
+    pinned: &Pinned,
+    me: NodeId,
+    members: &[Member],
+    seeds: &[Member],
+    introduced: &BTreeMap<NodeId, Member>,
+) -> BTreeMap<NodeId, Peer> {
+    // Once the state has this node it is past its admission, and knows all that the seeds said.
+    let admitted = members.iter().any(|member| member.node == me);
+    let seeds = seeds.iter().filter(|_| !admitted);
+    let told: BTreeMap<NodeId, &Member> = seeds
+        .chain(introduced.values())
+        .chain(members)
+        .map(|member| (member.node, member))
+        .collect();
+    told.into_values()
+        .filter(|member| member.standing != Standing::Removed)
+        .filter_map(|member| match operators::verify(pinned, member) {
+            Ok(statement) => {
+                let peer_address = member.peer_address.clone();
+                Some((member.node, Peer { statement, peer_address }))
+            }
+            Err(refused) => {
+                tracing::error!(node = member.node.0, %refused, "a member is not believed");
+                None
+            }
+        })
+        .collect()
+}
+
+impl Known {
+    fn new(peers: BTreeMap<NodeId, Peer>) -> Self {
+        let by_identity = peers
+            .iter()
+            .map(|(node, peer)| (peer.statement.identity.clone(), *node))
+            .collect();
+        Self { index: None, revision: None, peers, by_identity }
+    }
+}
+
+impl peers::Roster for Roster {
+    fn node(&self, spki: &[u8]) -> Option<peers::NodeId> {
+        self.known(|known| known.by_identity.get(spki).map(|node| node.0))
+    }
+
+    fn spki(&self, node: peers::NodeId) -> Option<Vec<u8>> {
+        self.known(|known| known.peers.get(&NodeId(node)).map(|peer| peer.statement.identity.clone()))
+    }
+}
+
+impl raft_store::Addresses for Roster {
+    fn peer_address(&self, node: NodeId) -> Option<String> {
+        self.known(|known| known.peers.get(&node).map(|peer| peer.peer_address.clone()))
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::operators::tests::{member, operators, statement};
+    use super::*;
+
+    fn nodes(peers: &BTreeMap<NodeId, Peer>) -> Vec<u64> {
+        peers.keys().map(|node| node.0).collect()
+    }
+
+    #[test]
+    fn a_joiner_believes_those_who_admitted_it_until_its_state_knows_it() {
+        let (keys, pinned) = operators(1, 1);
+        let (strangers, _) = operators(1, 1);
+        let signed = |node| member(&statement(node), &[&keys[0]]);
+        let none = BTreeMap::new();
+        let seeds = [signed(1), signed(2), member(&statement(9), &[&strangers[0]])];
+        let me = NodeId(3);
+
+        let empty = believed(&pinned, me, &[], &seeds, &none);
+        assert_eq!(nodes(&empty), [1, 2], "an unsigned seed is nobody");
+        let replaying = believed(&pinned, me, &[signed(1)], &seeds, &none);
+        assert_eq!(nodes(&replaying), [1, 2], "the log is not at its admission yet");
+        let caught_up = believed(&pinned, me, &[signed(1), signed(3)], &seeds, &none);
+        assert_eq!(nodes(&caught_up), [1, 3], "node 2 was in no state");
+    }
+
+    #[test]
+    fn a_removed_member_is_in_no_roster_whoever_introduces_it() {
+        let (keys, pinned) = operators(1, 1);
+        let signed = |node| member(&statement(node), &[&keys[0]]);
+        let removed = Member { standing: Standing::Removed, ..signed(2) };
+        let introduced = BTreeMap::from([(NodeId(2), signed(2)), (NodeId(4), signed(4))]);
+        let peers = believed(&pinned, NodeId(1), &[signed(1), removed], &[signed(2)], &introduced);
+        assert_eq!(nodes(&peers), [1, 4]);
+    }
+
+    #[test]
+    fn the_state_can_not_introduce_a_member() {
+        let (keys, pinned) = operators(1, 1);
+        let (strangers, _) = operators(1, 1);
+        let members =
+            [member(&statement(1), &[&keys[0]]), member(&statement(2), &[&strangers[0]])];
+        let peers = believed(&pinned, NodeId(1), &members, &[], &BTreeMap::new());
+        assert_eq!(nodes(&peers), [1]);
+    }
+
+    #[test]
+    fn before_there_is_a_replica_the_seeds_answer() {
+        let (keys, pinned) = operators(1, 1);
+        let one = member(&statement(1), &[&keys[0]]);
+        let two = member(&statement(2), &[&keys[0]]);
+        let roster = Roster::new(NodeId(3), pinned, vec![one]);
+        assert_eq!(peers::Roster::node(&roster, &[2, 1]), Some(1));
+        assert_eq!(peers::Roster::spki(&roster, 1), Some(vec![2, 1]));
+        let address = raft_store::Addresses::peer_address(&roster, NodeId(1));
+        assert_eq!(address.as_deref(), Some("127.0.0.1:2001"));
+        assert_eq!(peers::Roster::node(&roster, &[2, 2]), None);
+        drop(two);
+    }
+}

@@ -1,0 +1,225 @@
+//! The service: a replica, a slot, and what is kept between requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use domain::{Lineage, NodeId, view};
+use hsm::Slot;
+use peers::Peers;
+use raft_store::{Replica, View};
+use tokio::sync::watch;
+
+use crate::authorize::{Caller, Grant, Verb, grant};
+use crate::cache::Cache;
+use crate::cluster::{self, Pinned};
+use crate::propose::now;
+use crate::{Context, Error, Seen};
+
+/// Keys held unwrapped at most, and for how long.
+const CACHED: usize = 10_000;
+const CACHED_FOR: Duration = Duration::from_secs(300);
+
+/// What this node is called and where it is.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    pub id: NodeId,
+    pub name: String,
+    pub api_address: String,
+    pub peer_address: String,
+    pub zone: Option<String>,
+    /// The version of the program.
+    pub version: String,
+}
+
+/// The service on one node. Clones are the same service.
+#[derive(Clone, Debug)]
+pub struct Custody(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    replica: Replica,
+    slot: Slot,
+    peers: Peers,
+    node: NodeInfo,
+    pinned: Pinned,
+    cache: Cache,
+    draining: AtomicBool,
+    cluster: cluster::State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Phase {
+    Joining,
+    Recovering,
+    Serving,
+    Draining,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Role {
+    Leader,
+    Caretaker,
+    Follower,
+    Learner,
+}
+
+#[derive(Clone, Debug)]
+pub struct Health {
+    pub node_id: NodeId,
+    pub phase: Phase,
+    pub role: Role,
+    pub leader: Option<NodeId>,
+    pub hsm_kind: &'static str,
+    pub hsm_healthy: bool,
+    pub version: String,
+}
+
+impl Custody {
+    pub fn new(
+        replica: Replica,
+        slot: Slot,
+        peers: Peers,
+        node: NodeInfo,
+        pinned: Pinned,
+    ) -> Self {
+        let cache = Cache::new(CACHED, CACHED_FOR);
+        let draining = AtomicBool::new(false);
+        let cluster = cluster::State::default();
+        Self(Arc::new(Inner { replica, slot, peers, node, pinned, cache, draining, cluster }))
+    }
+
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.0.replica
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.0.slot
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.0.peers
+    }
+
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    pub(crate) fn pinned(&self) -> &Pinned {
+        &self.0.pinned
+    }
+
+    pub(crate) fn cluster_state(&self) -> &cluster::State {
+        &self.0.cluster
+    }
+
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.0.pinned.lineage
+    }
+
+    pub fn node(&self) -> &NodeInfo {
+        &self.0.node
+    }
+
+    pub fn node_id(&self) -> NodeId {
+        self.0.node.id
+    }
+
+    pub fn watch_leader(&self) -> watch::Receiver<Option<(u64, NodeId)>> {
+        self.0.replica.watch_leader()
+    }
+
+    pub fn leader(&self) -> Option<NodeId> {
+        self.watch_leader().borrow().map(|(_, leader)| leader)
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.leader() == Some(self.node_id())
+    }
+
+    /// Where a node answers callers.
+    pub fn api_address(&self, node: NodeId) -> Option<String> {
+        let member = self.0.replica.read(|view| view::member(view, node)).ok().flatten();
+        member.map(|member| member.api_address)
+    }
+
+    /// Stops taking part in anything new; what is under way goes on.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    pub fn health(&self) -> Health {
+        let leader = self.leader();
+        let status = self.0.replica.status();
+        let phase = if self.is_draining() {
+            Phase::Draining
+        } else if status.role == raft_store::Role::Learner {
+            Phase::Joining
+        } else if leader.is_none() {
+            Phase::Recovering
+        } else {
+            Phase::Serving
+        };
+        let role = match status.role {
+            raft_store::Role::Leader if self.can_unwrap() => Role::Leader,
+            raft_store::Role::Leader => Role::Caretaker,
+            raft_store::Role::Learner => Role::Learner,
+            raft_store::Role::Follower
+            | raft_store::Role::Candidate
+            | raft_store::Role::Stopped => Role::Follower,
+        };
+        Health {
+            node_id: self.node_id(),
+            phase,
+            role,
+            leader,
+            hsm_kind: self.0.slot.info().kind,
+            hsm_healthy: self.0.slot.health().borrow().is_healthy(),
+            version: self.0.node.version.clone(),
+        }
+    }
+
+    /// Whether a request sent here would be served, by this node or by forwarding.
+    pub fn can_serve(&self) -> bool {
+        !self.is_draining() && self.leader().is_some()
+    }
+
+    /// Everything before the doing: the barrier, then caller, right and facts on one view.
+    ///
+    /// The barrier begins after the request arrived, so a revocation that was acknowledged before is
+    /// in the view (promise P3). Release on commit will add, after the doing, the commit of the use's
+    /// audit record before its result leaves.
+    pub(crate) async fn facts<V: Verb, T>(
+        &self,
+        context: &Context,
+        look: impl FnOnce(&View<'_>, &Caller) -> Result<T, Error>,
+    ) -> Result<(Grant<V>, Seen<T>), Error> {
+        if !context.stale {
+            self.0.replica.barrier(context.deadline.into_std()).await?;
+        }
+        self.0.replica.read(|view| {
+            let grant = grant::<V>(view, context, now())?;
+            let value = look(view, &grant.caller)?;
+            Ok((grant, Seen { value, index: view.index() }))
+        })
+    }
+
+    /// A read.
+    pub(crate) async fn look<V: Verb, T>(
+        &self,
+        context: &Context,
+        look: impl FnOnce(&View<'_>, &Caller) -> Result<T, Error>,
+    ) -> Result<Seen<T>, Error> {
+        let (_, seen) = self.facts::<V, T>(context, look).await?;
+        if context.dry_run { Err(Error::DryRun) } else { Ok(seen) }
+    }
+
+    /// The right alone, for changes that need no facts.
+    pub(crate) async fn admit<V: Verb>(&self, context: &Context) -> Result<Grant<V>, Error> {
+        Ok(self.facts::<V, ()>(context, |_, _| Ok(())).await?.0)
+    }
+}

@@ -1,0 +1,73 @@
+//! From a version in the state to its bytes in memory, through the cache or the slot.
+
+use std::sync::Arc;
+
+use crypto::{SecretBytes, Suite};
+use domain::{Algorithm, Key, KeyState, KeyVersion, Records, Version, VersionState, Wrapped, view};
+
+use crate::error::state_in_words;
+use crate::wrapping::{self, Bound};
+use crate::{Custody, Error};
+
+/// A version that may be used, as one view showed it.
+#[derive(Debug)]
+pub(super) struct Usable {
+    pub(super) key: Key,
+    pub(super) version: Version,
+    pub(super) suite: Suite,
+    wrapped: Wrapped,
+}
+
+/// Reads a version of a key if both allow uses.
+pub(super) fn usable(
+    records: &impl Records,
+    key: Key,
+    version: Version,
+) -> Result<Usable, Error> {
+    if key.state != KeyState::Enabled {
+        return Err(Error::WrongState(state_in_words(key.state).into()));
+    }
+    let suite = match key.algorithm {
+        Algorithm::Aes256Gcm => Suite::XAes256Gcm,
+        Algorithm::ChaCha20Poly1305 => Suite::XChaCha20Poly1305,
+        Algorithm::Aes128Gcm => Suite::Aes128Gcm,
+        Algorithm::EcdsaP256 => {
+            let why = "the key's algorithm does not encrypt";
+            return Err(Error::UnsupportedForKey(why.into()));
+        }
+    };
+    let Some(KeyVersion { state, .. }) = view::version(records, key.id, version)? else {
+        return Err(Error::NotFound(format!("version {version} of the key {}", key.name)));
+    };
+    match state {
+        VersionState::Enabled(wrapped) => Ok(Usable { key, version, suite, wrapped }),
+        VersionState::Disabled(_) => {
+            Err(Error::WrongState(format!("version {version} is disabled")))
+        }
+        VersionState::DestructionScheduled { .. } => {
+            Err(Error::WrongState(format!("the destruction of version {version} is scheduled")))
+        }
+        VersionState::Destroyed { .. } => {
+            Err(Error::WrongState(format!("version {version} is destroyed")))
+        }
+    }
+}
+
+impl Custody {
+    pub(super) async fn unwrapped(&self, usable: &Usable) -> Result<Arc<SecretBytes>, Error> {
+        // Also when the bytes are cached: a caretaker does not use keys.
+        self.must_unwrap()?;
+        if let Some(key) = self.cache().get(usable.key.id, usable.version) {
+            return Ok(key);
+        }
+        let bound = Bound::of(self.lineage(), &usable.key, usable.version);
+        let key = Arc::new(wrapping::unwrap(self.slot(), &bound, &usable.wrapped).await?);
+        self.cache().put(usable.key.id, usable.version, Arc::clone(&key));
+        Ok(key)
+    }
+
+    /// Whether this node's slot may be asked, before it is.
+    pub(crate) fn must_unwrap(&self) -> Result<(), Error> {
+        if self.can_unwrap() { Ok(()) } else { Err(Error::HsmUnavailable) }
+    }
+}

@@ -1,0 +1,82 @@
+//! Key bytes into and out of the wrapped form that the state holds.
+
+use crypto::wrapped::{Kek, Place};
+use crypto::{CryptographicFailure, SecretBytes};
+use domain::{Algorithm, KekEpoch, Key, KeyId, Lineage, Purpose, Version, Wrapped};
+use hsm::Slot;
+
+use crate::Error;
+
+/// What a wrapped blob is bound to, apart from its length.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    pub lineage: Lineage,
+    pub key: KeyId,
+    pub version: Version,
+    pub algorithm: Algorithm,
+    pub purpose: Purpose,
+    pub exportable: bool,
+}
+
+impl Bound {
+    pub fn of(lineage: Lineage, key: &Key, version: Version) -> Self {
+        Self {
+            lineage,
+            key: key.id,
+            version,
+            algorithm: key.algorithm,
+            purpose: key.purpose,
+            exportable: key.exportable,
+        }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            lineage: self.lineage.0,
+            key: self.key.0,
+            version: self.version.0,
+            purpose: self.purpose.number(),
+            algorithm: self.algorithm.number(),
+            length: length(self.algorithm),
+            flags: u8::from(self.exportable),
+        }
+    }
+}
+
+/// Bytes of key material of an algorithm.
+pub fn length(algorithm: Algorithm) -> u16 {
+    match algorithm {
+        Algorithm::Aes256Gcm | Algorithm::ChaCha20Poly1305 => 32,
+        Algorithm::Aes128Gcm => 16,
+        // PKCS#8 version 1 with the public key, as RFC 5915 writes it for this curve.
+        Algorithm::EcdsaP256 => 138,
+    }
+}
+
+/// Wraps a key under an epoch of the KEK, in the slot.
+pub async fn wrap(
+    slot: &Slot,
+    epoch: &KekEpoch,
+    bound: &Bound,
+    key: SecretBytes,
+) -> Result<Wrapped, Error> {
+    let place = bound.place();
+    if key.len() != usize::from(place.length) {
+        let (expected, got) = (place.length, key.len());
+        return Err(Error::Internal(format!("expected a key of {expected} bytes, got {got}")));
+    }
+    let kek = Kek { id: epoch.kek.0, epoch: epoch.epoch.0 };
+    let aad = crypto::wrapped::aad(kek, &place);
+    let sealed = slot.wrap(hsm::KekId(epoch.kek.0), key, aad).await?;
+    Ok(Wrapped { epoch: epoch.epoch, blob: crypto::wrapped::assemble(kek, &sealed)? })
+}
+
+/// Unwraps a key in the slot, if the blob stands where it was made to stand.
+pub async fn unwrap(slot: &Slot, bound: &Bound, wrapped: &Wrapped) -> Result<SecretBytes, Error> {
+    let place = bound.place();
+    let damaged = |CryptographicFailure| Error::Internal("a wrapped key is damaged".into());
+    let crypto::wrapped::Wrapped { kek, sealed } =
+        crypto::wrapped::parse(&wrapped.blob, &place).map_err(damaged)?;
+    let aad = crypto::wrapped::aad(kek, &place);
+    Ok(slot.unwrap(hsm::KekId(kek.id), sealed, aad).await?)
+}
