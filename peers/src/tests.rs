@@ -28,8 +28,10 @@ use crate::{
 
 const CLIENT: NodeId = 1;
 const SERVER: NodeId = 2;
+/// A chunk of an upload.
+static CHUNK: [u8; 64 << 10] = [7; 64 << 10];
 /// Far beyond what any story takes: who waits for it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PACE: Pace = Pace { chunk: PATIENCE, answer: PATIENCE };
 
 /// Answers what it is asked, and does as the request says.
@@ -519,7 +521,8 @@ async fn many_callers_share_a_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_may_be_as_large_as_the_limit() {
     let pair = pair(Options::default()).await;
-    let large: Bytes = (0..16_u32 << 20).map(|n| (n >> 8) as u8).collect::<Vec<_>>().into();
+    let large: Bytes =
+        (0..16_u32 << 20).map(|n| (n >> 8).to_le_bytes()[0]).collect::<Vec<_>>().into();
     let calls = [large.clone(), "small".into(), large.clone(), Bytes::new()];
     let answers = join_all(calls.iter().map(|call| pair.call(Lane::Forward, call.clone()))).await;
     for (call, answer) in calls.iter().zip(answers) {
@@ -589,7 +592,7 @@ async fn no_lane_waits_for_another() {
     let pair = pair(Options { calls_max: 1, ..Options::default() }).await;
     let forward = pair.start(Lane::Forward, "hang");
     pair.server.called(1).await;
-    let chunks = stream::repeat_with(|| Ok(Bytes::from_static(&[0; 64 << 10])));
+    let chunks = stream::repeat_with(|| Ok(Bytes::from_static(&CHUNK)));
     let upload = pair.client.send(SERVER, &pair.server.address, "".into(), chunks, PACE);
     tokio::select! {
         outcome = upload => panic!("nobody reads it: {outcome:?}"),
@@ -605,14 +608,13 @@ async fn no_lane_waits_for_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_goes_as_fast_as_it_is_read() {
     const CHUNKS: usize = 1000;
-    const CHUNK: usize = 64 << 10;
     let mut pair = pair(Options { frame_bytes_max: 48 << 10, ..Options::default() }).await;
     let taken = Arc::new(AtomicUsize::new(0));
     let chunks = {
         let taken = Arc::clone(&taken);
         stream::iter(0..CHUNKS).map(move |_| {
             taken.fetch_add(1, SeqCst);
-            Ok(Bytes::from_static(&[7; CHUNK]))
+            Ok(Bytes::from_static(&CHUNK))
         })
     };
     let upload = {
@@ -634,8 +636,8 @@ async fn an_upload_goes_as_fast_as_it_is_read() {
     assert!(at_once(still).await < CHUNKS, "all of it left, though nobody read");
 
     pair.server.service.gate.add_permits(CHUNKS * 3);
-    assert_eq!(at_once(upload).await.unwrap().unwrap(), (CHUNKS * CHUNK).to_string());
-    assert_eq!(pair.server.uploads.recv().await.unwrap().unwrap(), CHUNKS * CHUNK);
+    assert_eq!(at_once(upload).await.unwrap().unwrap(), (CHUNKS * CHUNK.len()).to_string());
+    assert_eq!(pair.server.uploads.recv().await.unwrap().unwrap(), CHUNKS * CHUNK.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -657,7 +659,7 @@ async fn an_upload_that_breaks_off_never_looks_whole() {
     let seen = at_once(pair.server.uploads.recv()).await.unwrap();
     assert!(matches!(seen, Err(UploadCut::Vanished(_))), "{seen:?}");
 
-    let endless = stream::repeat_with(|| Ok(Bytes::from_static(&[0; 64 << 10])));
+    let endless = stream::repeat_with(|| Ok(Bytes::from_static(&CHUNK)));
     let sent = pair.client.send(SERVER, &address, "refuse".into(), endless, PACE);
     let sent = at_once(sent).await;
     assert!(matches!(sent, Err(CallError::Refused(Refusal::Invalid(_)))), "{sent:?}");
@@ -698,7 +700,7 @@ async fn what_is_no_p256_key_is_no_identity() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn round_trips_on_one_connection() {
-    const ROUNDS: usize = 2000;
+    const ROUNDS: u32 = 2000;
     let pair = pair(Options::default()).await;
     for (callers, bytes) in [(1, 256), (64, 256), (64, 4096)] {
         let request = Bytes::from(vec![1; bytes]);
@@ -716,7 +718,10 @@ async fn round_trips_on_one_connection() {
             })
         });
         join_all(calling).await;
-        let each = start.elapsed().as_secs_f64() / (callers * ROUNDS) as f64;
-        println!("{callers} callers of {bytes} bytes: {:.0} round trips/s", 1.0 / each);
+        let each = start.elapsed().div_f64(f64::from(callers * ROUNDS));
+        println!(
+            "{callers} callers of {bytes} bytes: {:.0} round trips/s",
+            1.0 / each.as_secs_f64()
+        );
     }
 }
