@@ -6,6 +6,9 @@
 //! the service works inside: it sees processes, sockets and answers, as a caller does.
 
 pub mod checker;
+pub mod dev_cluster;
 pub mod history;
+pub mod proxy;
 pub mod random;
 pub mod revocation;
+pub mod workload;

@@ -1,0 +1,16 @@
+//! Stories of real clusters. Each says what happens, and what must be true afterwards.
+//!
+//! Sizes come from the environment: small here by default, full by `cargo xtask prove`
+//! (`xtask/proofs.toml`). A failure prints the seed (`CHAOS_SEED` repeats it), keeps the history
+//! beside the build and the cluster's folder with its logs.
+
+mod stories {
+    mod bad_input;
+    mod failover;
+    mod partition;
+    mod revocation;
+    mod start;
+    mod support;
+    mod transfer;
+    mod zones;
+}

@@ -1,0 +1,113 @@
+//! The leader is killed, again and again, while callers make keys and values through every node.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chaos_tests::dev_cluster::{DevCluster, Plan};
+use chaos_tests::history::{Action, Outcome};
+use chaos_tests::random::Random;
+use chaos_tests::workload::{Amount, Caller, Load, Value};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::support::{clients, figure, judge, size, turn, until};
+
+const MEDIAN_MAX: Duration = Duration::from_secs(1);
+const WORST_MAX: Duration = Duration::from_millis(2500);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_is_killed_under_load() {
+    let _turn = turn().await;
+    let seed = Random::seed();
+    let kills = size("CHAOS_KILLS", 3);
+    let amount = Amount { keys: size("CHAOS_KEYS", 40), values: size("CHAOS_VALUES", 400) };
+    let mut cluster = DevCluster::start(&Plan::default()).await;
+    let mut load = Load::values(&cluster, clients(8), amount, seed);
+    let ledger = Arc::clone(&load.ledger);
+
+    let mut failovers = Vec::new();
+    for kill in 0..kills {
+        // Spread over the work, so that each one falls into it.
+        let due = (amount.values * (kill + 1) / (kills + 1)).max(1);
+        until("values are made", Duration::from_mins(5), || ledger.size().1 >= due).await;
+        let probe = ledger.values().swap_remove(0);
+        let leader = cluster.leader().await;
+        let callers: Vec<_> = cluster
+            .alive()
+            .into_iter()
+            .filter(|node| *node != leader)
+            .map(|node| (node, load.caller(&cluster, 1000 + u32::try_from(node).expect("few"))))
+            .collect();
+        let killed = Instant::now();
+        cluster.kill(leader);
+        first_decrypt(callers, probe).await;
+        failovers.push(killed.elapsed());
+        cluster.restart(leader).await;
+        cluster.await_caught_up().await;
+    }
+    let full = || ledger.size() >= (amount.keys, amount.values) && ledger.size().1 >= amount.values;
+    until("everything is made", Duration::from_mins(10), full).await;
+    load.stop().await;
+    cluster.await_caught_up().await;
+
+    let lost = lost(&cluster, &load).await;
+    failovers.sort();
+    let (median, worst) = (failovers[failovers.len() / 2], failovers[failovers.len() - 1]);
+    figure("leaders killed", kills);
+    figure("keys acknowledged", ledger.size().0);
+    figure("values acknowledged", ledger.size().1);
+    figure("acknowledged and lost", lost);
+    figure("failover median", format!("{} ms", median.as_millis()));
+    figure("failover worst", format!("{} ms", worst.as_millis()));
+    judge("leader-kill", seed, &load.recorder.history());
+    assert_eq!(lost, 0, "acknowledged keys and values must be good through every node");
+    assert!(median <= MEDIAN_MAX, "median failover {median:?}: {failovers:?}");
+    assert!(worst <= WORST_MAX, "worst failover {worst:?}: {failovers:?}");
+}
+
+/// Returns when a decryption that was called after now succeeds through any of the nodes.
+async fn first_decrypt(callers: Vec<(usize, Caller)>, value: Value) {
+    let mut probes = JoinSet::new();
+    for (node, caller) in callers {
+        let value = value.clone();
+        probes.spawn(async move {
+            while !matches!(caller.decrypt(node, &value).await, Outcome::Ok(_)) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    let first = tokio::time::timeout(Duration::from_mins(1), probes.join_next()).await;
+    first.expect("a decryption succeeds").expect("there are probes").expect("no probe panics");
+}
+
+/// How many acknowledged keys and values are not good through some node.
+async fn lost(cluster: &DevCluster, load: &Load) -> usize {
+    let (keys, values) = (Arc::new(load.ledger.keys()), Arc::new(load.ledger.values()));
+    let nodes = cluster.nodes.len();
+    let work = Arc::new(AtomicUsize::new(0));
+    let mut readers = JoinSet::new();
+    for number in 0..16 {
+        let caller = load.caller(cluster, 2000 + number);
+        let (keys, values, work) = (Arc::clone(&keys), Arc::clone(&values), Arc::clone(&work));
+        readers.spawn(async move {
+            let mut lost = 0;
+            loop {
+                let item = work.fetch_add(1, Ordering::Relaxed);
+                let (node, item) = (item % nodes, item / nodes);
+                let outcome = if let Some(key) = keys.get(item) {
+                    caller.act(node, key, Action::Describe).await
+                } else if let Some(value) = values.get(item - keys.len()) {
+                    caller.decrypt(node, value).await
+                } else {
+                    return lost;
+                };
+                if !matches!(outcome, Outcome::Ok(_)) {
+                    println!("item {item} through node {node}: {outcome:?}");
+                    lost += 1;
+                }
+            }
+        });
+    }
+    readers.join_all().await.into_iter().sum()
+}
