@@ -1,1 +1,43 @@
-//! Consensus and the replicated state: openraft on our log, sled as a cache
+//! Consensus and the replicated state behind one facade, [`Replica`].
+//!
+//! A replica is openraft on our own log ([`wal`]) with the state in sled. The log is the authority:
+//! state = snapshot + log. sled is a cache that is checked at every start against a keyed digest
+//! of everything in it, and rebuilt when it does not hold what it should.
+//!
+//! ```text
+//! dir/  LOCK  node.json
+//!       log/        the log, the vote, the markers            (crate wal)
+//!       state/      CURRENT  OPENING  gen-<n>/                 (sled, one generation in use)
+//!       snapshots/  <index>-<term>.snapshot                    (two kept)
+//!       quarantine/ what was found damaged, for a person to look at
+//! ```
+//!
+//! Deliberately not here: what the records mean (`domain`), opening anything that is wrapped
+//! (this crate can not name `crypto` or `hsm`), HTTP, clocks, and retries of proposals whose outcome
+//! is unknown.
+
+mod codec;
+mod config;
+mod error;
+mod fatal;
+mod files;
+mod handler;
+mod housekeeping;
+mod log_store;
+mod network;
+mod recovery;
+mod replica;
+mod snapshots;
+mod state;
+mod status;
+mod types;
+
+pub use config::{Addresses, Config};
+pub use error::{
+    BarrierError, MembershipError, OpenError, ProposeError, SnapshotError, TransferError,
+};
+pub use handler::Handler;
+pub use recovery::{RecoveryPath, RecoveryReport};
+pub use replica::{Committed, Replica};
+pub use state::View;
+pub use status::{Role, StateDigest, Status};

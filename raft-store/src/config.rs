@@ -1,0 +1,56 @@
+//! What a replica is told at the start.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use domain::{ClusterId, Lineage, NodeId};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Belongs to this replica alone.
+    pub dir: PathBuf,
+    pub node: NodeId,
+    pub cluster: ClusterId,
+    /// Keys the digest of the state.
+    pub lineage: Lineage,
+    pub heartbeat: Duration,
+    /// A follower campaigns when `election_max` (the leader's lease) and then a random time between
+    /// these two went by without a word from a leader.
+    pub election_min: Duration,
+    pub election_max: Duration,
+    /// Size of a file of the log.
+    pub segment_bytes: u64,
+    /// A snapshot is built when the log since the last one is larger than this and than the state.
+    pub snapshot_log_bytes: u64,
+    pub sled_cache_bytes: u64,
+    /// How often the policy of snapshots and purges is looked at, and metrics are published.
+    pub housekeeping: Duration,
+}
+
+impl Config {
+    pub fn new(
+        dir: impl Into<PathBuf>,
+        node: NodeId,
+        cluster: ClusterId,
+        lineage: Lineage,
+    ) -> Self {
+        Self {
+            dir: dir.into(),
+            node,
+            cluster,
+            lineage,
+            heartbeat: Duration::from_millis(60),
+            election_min: Duration::from_millis(250),
+            election_max: Duration::from_millis(500),
+            segment_bytes: 64 << 20,
+            snapshot_log_bytes: 64 << 20,
+            sled_cache_bytes: 64 << 20,
+            housekeeping: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Where members are to be found now: from the state and, for a joiner, from what it was told.
+pub trait Addresses: Send + Sync + 'static {
+    fn peer_address(&self, node: NodeId) -> Option<String>;
+}

@@ -1,0 +1,143 @@
+//! What the others say to this replica.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use domain::NodeId;
+use openraft::errors::{Fatal, RaftError};
+use openraft::raft::{AppendEntriesResponse, VoteResponse};
+use peers::{Incoming, Refusal};
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+
+use crate::codec::{decode, encode};
+use crate::network::{Message, SnapshotHeader};
+use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
+use crate::types::{Raft, TypeConfig};
+
+/// Answers the lanes `Raft` and `Snapshot`; to be mounted in the node's `peers::Service`.
+#[derive(Clone)]
+pub struct Handler {
+    raft: Raft,
+    shelf: Arc<Shelf>,
+}
+
+impl std::fmt::Debug for Handler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handler")
+    }
+}
+
+impl Handler {
+    pub(crate) fn new(raft: Raft, shelf: Arc<Shelf>) -> Self {
+        Self { raft, shelf }
+    }
+
+    /// One request of the lane `Raft`.
+    pub async fn call(&self, from: NodeId, request: Bytes) -> Result<Bytes, Refusal> {
+        let message: Message = decode(&request).map_err(|error| invalid(&error))?;
+        match message {
+            Message::Append(request) => {
+                vouched(from, request.vote.leader_id().voted_for)?;
+                answer::<AppendEntriesResponse<TypeConfig>, _>(
+                    self.raft.append_entries(request).await,
+                )
+            }
+            Message::Vote(request) => {
+                vouched(from, request.vote.leader_id().voted_for)?;
+                answer::<VoteResponse<TypeConfig>, _>(self.raft.vote(request).await)
+            }
+            Message::PreVote(request) => {
+                vouched(from, request.vote.leader_id().voted_for)?;
+                answer::<VoteResponse<TypeConfig>, _>(self.raft.pre_vote(request).await)
+            }
+            Message::TransferLeader(request) => {
+                vouched(from, request.from_leader().leader_id().voted_for)?;
+                answer::<_, Fatal<TypeConfig>>(self.raft.handle_transfer_leader(request).await)
+            }
+        }
+    }
+
+    /// One upload of the lane `Snapshot`: written aside, read back, then installed.
+    pub async fn receive(
+        &self,
+        from: NodeId,
+        header: Bytes,
+        mut body: Incoming,
+    ) -> Result<Bytes, Refusal> {
+        let header: SnapshotHeader = decode(&header).map_err(|error| invalid(&error))?;
+        vouched(from, header.vote.leader_id().voted_for)?;
+        let aside = self.shelf.aside();
+        let installed = async {
+            write(&aside, &mut body).await.map_err(|error| unavailable(&error))?;
+            self.install(&aside, header).await
+        }
+        .await;
+        // Installed, it stands under its own name; else it is of no use.
+        let _ = tokio::fs::remove_file(&aside).await;
+        installed
+    }
+
+    async fn install(&self, aside: &Path, header: SnapshotHeader) -> Result<Bytes, Refusal> {
+        let (shelf, path) = (Arc::clone(&self.shelf), aside.to_path_buf());
+        let meta = in_background(move || shelf.verify(&path)).await;
+        let meta = meta.map_err(|error| invalid(&error))?;
+        if meta != header.meta {
+            return Err(Refusal::Invalid("the snapshot is not what its header says".into()));
+        }
+        let file = SnapshotFile { path: aside.to_path_buf(), meta: meta.clone() };
+        let snapshot = Built { meta, snapshot: file };
+        answer(self.raft.install_full_snapshot(header.vote, snapshot).await)
+    }
+}
+
+/// The wire proves who speaks; a member may not speak for another.
+fn vouched(from: NodeId, claimed: u64) -> Result<(), Refusal> {
+    if from.0 == claimed {
+        return Ok(());
+    }
+    Err(Refusal::Denied(format!("node {from} speaks as node {claimed}")))
+}
+
+async fn write(path: &Path, body: &mut Incoming) -> io::Result<()> {
+    let mut file = tokio::fs::File::create(path).await?;
+    while let Some(chunk) = body.next().await.map_err(io::Error::other)? {
+        file.write_all(&chunk).await?;
+    }
+    file.sync_all().await
+}
+
+fn answer<T: Serialize, E: Into<Stop>>(answered: Result<T, E>) -> Result<Bytes, Refusal> {
+    match answered {
+        Ok(answer) => Ok(encode(&answer).into()),
+        Err(error) => {
+            let Stop(why) = error.into();
+            Err(Refusal::Unavailable(why))
+        }
+    }
+}
+
+/// Only a replica that stops gives no answer.
+struct Stop(String);
+
+impl From<RaftError<TypeConfig>> for Stop {
+    fn from(error: RaftError<TypeConfig>) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<Fatal<TypeConfig>> for Stop {
+    fn from(error: Fatal<TypeConfig>) -> Self {
+        Self(error.to_string())
+    }
+}
+
+fn invalid(error: &io::Error) -> Refusal {
+    Refusal::Invalid(error.to_string())
+}
+
+fn unavailable(error: &io::Error) -> Refusal {
+    Refusal::Unavailable(error.to_string())
+}

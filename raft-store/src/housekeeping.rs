@@ -1,0 +1,103 @@
+//! What is looked at now and then: when to build a snapshot, what the log may forget, the metrics,
+//! who leads, and whether openraft still runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::NodeId;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::metrics::RaftMetrics;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::fatal::Fatal;
+use crate::snapshots::Shelf;
+use crate::state::{LogWeight, Store};
+use crate::types::{Raft, TypeConfig, index_of};
+
+pub(crate) type Leader = Option<(u64, NodeId)>;
+
+pub(crate) struct Housekeeping {
+    pub(crate) raft: Raft,
+    pub(crate) log: wal::Log,
+    pub(crate) store: Arc<Store>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) weight: Arc<LogWeight>,
+    pub(crate) snapshot_log_bytes: u64,
+    pub(crate) interval: Duration,
+}
+
+impl Housekeeping {
+    pub(crate) async fn run(self) {
+        let mut ticks = interval(self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut syncs_told = 0;
+        loop {
+            ticks.tick().await;
+            let metrics = self.raft.metrics().borrow_watched().clone();
+            if metrics.running_state.is_err() {
+                return;
+            }
+            self.publish(&metrics, &mut syncs_told);
+            // Errors here mean that Raft has stopped, which the next turn sees.
+            let _ = self.look_after_the_log(&metrics).await;
+        }
+    }
+
+    async fn look_after_the_log(
+        &self,
+        metrics: &RaftMetrics<TypeConfig>,
+    ) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
+        let state_bytes = self.store.note().bytes;
+        if self.weight.since_snapshot() > self.snapshot_log_bytes.max(state_bytes) {
+            self.raft.trigger().snapshot().await?;
+        }
+        let upto = self.shelf.purgeable().min(self.store.durable_index());
+        if upto > index_of(metrics.purged.as_ref()) {
+            self.raft.trigger().purge_log(upto).await?;
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
+    fn publish(&self, metrics: &RaftMetrics<TypeConfig>, syncs_told: &mut u64) {
+        let gauge = |name: &'static str, value: u64| metrics::gauge!(name).set(value as f64);
+        let note = self.store.note();
+        let leads = metrics.current_leader == Some(metrics.id) && metrics.state.is_leader();
+        gauge("strongroom_raft_term", metrics.current_term);
+        gauge("strongroom_raft_commit_index", index_of(metrics.local_committed.as_ref()));
+        gauge("strongroom_raft_applied_index", note.index());
+        gauge("strongroom_raft_leader", u64::from(leads));
+        gauge("strongroom_state_bytes", note.bytes);
+        gauge("strongroom_state_durable_index", self.store.durable_index());
+        gauge("strongroom_snapshot_index", self.shelf.newest().map_or(0, |file| file.index()));
+        gauge("strongroom_snapshot_log_bytes", self.weight.since_snapshot());
+        let syncs = self.log.stats().syncs;
+        metrics::counter!("strongroom_wal_syncs_total").increment(syncs - *syncs_told);
+        *syncs_told = syncs;
+    }
+}
+
+/// Says who leads in which term, and says `fatal` when openraft stops by itself.
+pub(crate) async fn watch_raft(raft: Raft, leader: watch::Sender<Leader>, fatal: Fatal) {
+    let mut metrics = raft.metrics();
+    loop {
+        let (now, running) = {
+            let metrics = metrics.borrow_and_update();
+            let leader = metrics.current_leader.map(|id| (metrics.current_term, NodeId(id)));
+            (leader, metrics.running_state.clone())
+        };
+        leader.send_if_modified(|before| std::mem::replace(before, now) != now);
+        if let Err(error) = running {
+            if !matches!(error, openraft::errors::Fatal::Stopped) {
+                fatal.raise(format!("raft has stopped: {error}"));
+            }
+            leader.send_replace(None);
+            return;
+        }
+        if metrics.changed().await.is_err() {
+            leader.send_replace(None);
+            return;
+        }
+    }
+}

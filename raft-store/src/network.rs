@@ -1,0 +1,186 @@
+//! What this replica says to the others, over [`peers`].
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use domain::NodeId;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, OptionalSend};
+use peers::{CallError, Lane, Pace, Peers};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
+
+use crate::codec::{decode, encode};
+use crate::config::Addresses;
+use crate::snapshots::{Built, SnapshotFile};
+use crate::types::{SnapshotMeta, TypeConfig, Vote};
+
+/// One message of Raft's own, on the lane of that name. Append variants only.
+#[derive(Deserialize, Serialize)]
+pub(crate) enum Message {
+    Append(AppendEntriesRequest<TypeConfig>),
+    Vote(VoteRequest<TypeConfig>),
+    PreVote(VoteRequest<TypeConfig>),
+    TransferLeader(TransferLeaderRequest<TypeConfig>),
+}
+
+/// What goes before the bytes of a snapshot.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct SnapshotHeader {
+    pub(crate) vote: Vote,
+    pub(crate) meta: SnapshotMeta,
+}
+
+/// openraft gives an append one heartbeat's time. A disk that takes longer would be sent the same
+/// entries for ever; one that is gone is noticed by its connection.
+const APPEND_PATIENCE: Duration = Duration::from_secs(1);
+
+const CHUNK_BYTES: usize = 256 << 10;
+
+const PACE: Pace = Pace {
+    chunk: Duration::from_secs(10),
+    // The receiver reads it back, and fills and checks a whole state.
+    answer: Duration::from_secs(300),
+};
+
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) peers: Peers,
+    pub(crate) addresses: Arc<dyn Addresses>,
+}
+
+pub(crate) struct Connection {
+    network: Network,
+    target: u64,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, (): &()) -> Connection {
+        Connection { network: self.clone(), target }
+    }
+}
+
+type CallResult<T> = Result<T, RPCError<TypeConfig>>;
+
+impl Connection {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        message: &Message,
+        within: Duration,
+    ) -> CallResult<T> {
+        let deadline = Instant::now() + within;
+        let address = self.address()?;
+        let request = Bytes::from(encode(message));
+        let called = self.network.peers.call(self.target, &address, Lane::Raft, request, deadline);
+        let answer = called.await.map_err(told)?;
+        // It runs something else: asking again at once would not help.
+        decode(&answer).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
+    }
+
+    fn address(&self) -> Result<String, Unreachable<TypeConfig>> {
+        let address = self.network.addresses.peer_address(NodeId(self.target));
+        address.ok_or_else(|| {
+            let what = format!("no address is known of node {}", self.target);
+            Unreachable::new(&AnyError::error(what))
+        })
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> CallResult<AppendEntriesResponse<TypeConfig>> {
+        let within = if request.entries.is_empty() {
+            option.hard_ttl()
+        } else {
+            option.hard_ttl().max(APPEND_PATIENCE)
+        };
+        self.call(&Message::Append(request), within).await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> CallResult<VoteResponse<TypeConfig>> {
+        self.call(&Message::Vote(request), option.hard_ttl()).await
+    }
+
+    // Not optional: openraft's default grants.
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> CallResult<VoteResponse<TypeConfig>> {
+        self.call(&Message::PreVote(request), option.hard_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Built,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let address = self.address()?;
+        let file = File::open(&snapshot.snapshot.path).await;
+        let file = file.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))?;
+        let header = Bytes::from(encode(&SnapshotHeader { vote, meta: snapshot.meta }));
+        let sent = self.network.peers.send(self.target, &address, header, chunks(file), PACE);
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            answer = sent => {
+                let answer = answer.map_err(told)?;
+                metrics::counter!("strongroom_snapshot_sends_total").increment(1);
+                decode(&answer).map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> CallResult<TransferLeaderResponse<TypeConfig>> {
+        self.call(&Message::TransferLeader(request), option.hard_ttl()).await
+    }
+}
+
+fn chunks(file: File) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
+    futures_util::stream::unfold(Some(file), |file| async move {
+        let mut file = file?;
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        match (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await {
+            Ok(0) => None,
+            Ok(_) => Some((Ok(chunk.into()), Some(file))),
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+}
+
+/// `Unreachable` makes openraft wait before it tries again, `Network` does not.
+fn told(error: CallError) -> RPCError<TypeConfig> {
+    match error {
+        CallError::NotSent(_) | CallError::Refused(_) => {
+            RPCError::Unreachable(Unreachable::new(&error))
+        }
+        CallError::Unknown(_) => RPCError::Network(NetworkError::new(&error)),
+    }
+}

@@ -1,0 +1,258 @@
+//! From the files of a stopped, killed or damaged replica to one that may start.
+//!
+//! In this order: nobody else is at it; it is this replica's; the log and the vote are whole, or
+//! the node does not start; the snapshots are whole, or go to the quarantine; the state is whole and
+//! reaches the log, or is built anew.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::error::OpenError;
+use crate::fatal::Fatal;
+use crate::files::{make_dir, write_durably};
+use crate::snapshots::{Origin, Shelf};
+use crate::state::{Generations, Loaded, SetKey, Store};
+
+/// A second damage within this time is not put down to chance.
+const DAMAGE_SPAN: Duration = Duration::from_secs(3600);
+
+/// How the state was found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecoveryPath {
+    /// There was nothing yet.
+    Created,
+    /// The state was whole.
+    Whole,
+    /// The state was built from a snapshot on this node, and goes on with the log.
+    FromSnapshot,
+    /// The state is built from the whole log.
+    FromLog,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct RecoveryReport {
+    pub path: RecoveryPath,
+    /// Why the state was put into the quarantine, if it was.
+    pub quarantined: Option<String>,
+    /// Of an unfinished write at the end of the log.
+    pub trimmed_log_bytes: u64,
+    /// The state stands here; the log goes on to `last_log_index`.
+    pub applied_index: u64,
+    pub last_log_index: u64,
+}
+
+/// What a replica is built of.
+pub(crate) struct Opened {
+    pub(crate) lock: File,
+    pub(crate) log: wal::Log,
+    pub(crate) store: Arc<Store>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) report: RecoveryReport,
+}
+
+/// Written once. Unknown fields are refused, as in all that is kept.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Identity {
+    format: u32,
+    cluster: String,
+    lineage: String,
+    node: u64,
+}
+
+pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> {
+    let dir = &config.dir;
+    make_dir(dir).map_err(OpenError::io(dir))?;
+    let entries = fs::read_dir(dir).map_err(OpenError::io(dir))?;
+    if entries.flatten().any(|entry| entry.file_name() != "LOCK") {
+        return Err(OpenError::NotEmpty(dir.clone()));
+    }
+    let lock = lock(dir)?;
+    let log = wal::Log::create(&dir.join("log"), log_options(config))?;
+    let (generations, shelf) = prepare(config)?;
+    let loaded = empty(&generations, 1)?;
+    // Last, since with it the directory holds a replica.
+    let path = dir.join("node.json");
+    let identity = serde_json::to_vec_pretty(&Identity::of(config)).expect("it is plain data");
+    write_durably(&path, &identity).map_err(OpenError::io(path))?;
+    assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
+        path: RecoveryPath::Created,
+        quarantined: None,
+        trimmed_log_bytes: 0,
+        applied_index,
+        last_log_index: 0,
+    })
+}
+
+pub(crate) fn open(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> {
+    let dir = &config.dir;
+    let path = dir.join("node.json");
+    let identity = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::Absent(dir.clone()));
+        }
+        identity => identity.map_err(OpenError::io(&path))?,
+    };
+    let lock = lock(dir)?;
+    Identity::of(config).check(dir, &identity)?;
+    let (log, recovered) = wal::Log::open(&dir.join("log"), log_options(config))?;
+    let (generations, shelf) = prepare(config)?;
+    let purged = recovered.purged.as_ref().map_or(0, |purged| purged.index);
+    // Here a node that can reach peers will compare what they know it acknowledged or voted.
+    let (loaded, path, quarantined) = open_state(&generations, &shelf, purged)?;
+    assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
+        path,
+        quarantined,
+        trimmed_log_bytes: recovered.trimmed_bytes,
+        applied_index,
+        last_log_index: recovered.last.map_or(0, |(index, _)| index),
+    })
+}
+
+impl Identity {
+    fn of(config: &Config) -> Self {
+        Self {
+            format: 1,
+            cluster: config.cluster.to_string(),
+            lineage: config.lineage.to_string(),
+            node: config.node.0,
+        }
+    }
+
+    fn check(&self, dir: &Path, found: &[u8]) -> Result<(), OpenError> {
+        let foreign = |what: String| OpenError::Foreign { dir: dir.to_path_buf(), what };
+        let found: Self = serde_json::from_slice(found)
+            .map_err(|error| foreign(format!("node.json can not be read: {error}")))?;
+        if found != *self {
+            return Err(foreign(format!("found {found:?}, expected {self:?}")));
+        }
+        Ok(())
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("LOCK");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(OpenError::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(dir.to_path_buf())),
+        Err(TryLockError::Error(error)) => Err(OpenError::io(path)(error)),
+    }
+}
+
+fn log_options(config: &Config) -> wal::Options {
+    let identity = wal::Identity { cluster: config.cluster.0, node: config.node.0 };
+    wal::Options { segment_bytes: config.segment_bytes, ..wal::Options::new(identity) }
+}
+
+fn quarantine(config: &Config) -> PathBuf {
+    config.dir.join("quarantine")
+}
+
+fn prepare(config: &Config) -> Result<(Generations, Shelf), OpenError> {
+    let (state, snapshots) = (config.dir.join("state"), config.dir.join("snapshots"));
+    let key = SetKey::new(&config.lineage.0);
+    let origin = Origin { cluster: config.cluster, lineage: config.lineage };
+    let shelf = Shelf::open(snapshots.clone(), &quarantine(config), origin, key.clone());
+    let shelf = shelf.map_err(OpenError::io(snapshots))?;
+    let generations =
+        Generations::new(state.clone(), quarantine(config), config.sled_cache_bytes, key);
+    Ok((generations.map_err(OpenError::io(state))?, shelf))
+}
+
+fn open_state(
+    generations: &Generations,
+    shelf: &Shelf,
+    purged: u64,
+) -> Result<(Loaded, RecoveryPath, Option<String>), OpenError> {
+    let current = generations.current().map_err(OpenError::io(generations.path(0)))?;
+    let number = current.unwrap_or(0);
+    let found = match current {
+        Some(number) => generations.open(number),
+        None => Err("there is no generation".into()),
+    };
+    let why = match found {
+        Ok(loaded) if loaded.note.index() >= purged => {
+            generations.remove_others(number);
+            return Ok((loaded, RecoveryPath::Whole, None));
+        }
+        Ok(loaded) => {
+            let applied = loaded.note.index();
+            format!("it ends at {applied}, but the log is purged up to {purged}")
+        }
+        Err(why) => why,
+    };
+    tracing::error!(generation = number, %why, "the state is damaged and will be built anew");
+    if generations.quarantined_within(DAMAGE_SPAN) > 0 {
+        let quarantine = generations.quarantine_dir().to_path_buf();
+        return Err(OpenError::DamagedAgain { why, quarantine });
+    }
+    let moved = generations.quarantine(number);
+    moved.map_err(OpenError::io(generations.path(number)))?;
+    let (loaded, path) = rebuild(generations, shelf, purged, number + 1, &why)?;
+    Ok((loaded, path, Some(why)))
+}
+
+fn rebuild(
+    generations: &Generations,
+    shelf: &Shelf,
+    purged: u64,
+    number: u64,
+    why: &str,
+) -> Result<(Loaded, RecoveryPath), OpenError> {
+    for snapshot in shelf.all().into_iter().filter(|snapshot| snapshot.index() >= purged) {
+        let filled =
+            shelf.reader(&snapshot.path).and_then(|reader| generations.fill(number, reader));
+        match filled {
+            Ok(loaded) => {
+                let path = generations.path(number);
+                generations.switch(number).map_err(OpenError::io(path))?;
+                return Ok((loaded, RecoveryPath::FromSnapshot));
+            }
+            Err(error) => {
+                let path = snapshot.path.display();
+                tracing::error!(%path, %error, "the state can not be built from a snapshot");
+            }
+        }
+    }
+    if purged == 0 {
+        return Ok((empty(generations, number)?, RecoveryPath::FromLog));
+    }
+    let why = format!("{why}; no snapshot reaches the log, which begins after {purged}");
+    Err(OpenError::NoState { why })
+}
+
+fn empty(generations: &Generations, number: u64) -> Result<Loaded, OpenError> {
+    let path = generations.path(number);
+    let made = generations.empty(number);
+    let loaded = made.and_then(|loaded| generations.switch(number).map(|()| loaded));
+    loaded.map_err(OpenError::io(path))
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of a replica, named by their types")]
+fn assemble(
+    config: &Config,
+    fatal: &Fatal,
+    lock: File,
+    log: wal::Log,
+    generations: Generations,
+    shelf: Shelf,
+    loaded: Loaded,
+    report: impl FnOnce(u64) -> RecoveryReport,
+) -> Result<Opened, OpenError> {
+    // What is in use is durable before the log relies on it.
+    let synced = generations.sync(loaded.number, &loaded.tree);
+    synced.map_err(OpenError::io(generations.path(loaded.number)))?;
+    let report = report(loaded.note.index());
+    let store = Store::new(generations, loaded, fatal.clone());
+    let store = store.map_err(OpenError::io(&config.dir))?;
+    Ok(Opened { lock, log, store, shelf: Arc::new(shelf), report })
+}

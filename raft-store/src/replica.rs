@@ -1,0 +1,514 @@
+//! The facade: one replica of the cluster's state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use domain::{Command, NodeId, Outcome};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::{ChangeMembers, Instant as _, LinearizerOption, ServerState, SnapshotPolicy};
+use peers::Peers;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::config::{Addresses, Config};
+use crate::error::{
+    BarrierError, MembershipError, OpenError, ProposeError, SnapshotError, TransferError,
+};
+use crate::fatal::Fatal;
+use crate::handler::Handler;
+use crate::housekeeping::{Housekeeping, Leader, watch_raft};
+use crate::log_store::LogStore;
+use crate::network::Network;
+use crate::recovery::{self, Opened, RecoveryReport};
+use crate::snapshots::Shelf;
+use crate::state::{LogWeight, StateMachine, Store, View};
+use crate::status::{Role, StateDigest, Status};
+use crate::types::{CommittedLeader, Proposal, Raft, TypeConfig, index_of};
+
+/// Raft's own threads: whatever the API is busy with, heartbeats go out.
+const RAFT_THREADS: usize = 2;
+
+/// One replica. Clones are the same one; it ends with [`Replica::stop`] or the last clone.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    node: NodeId,
+    raft: Raft,
+    log: wal::Log,
+    store: Arc<Store>,
+    shelf: Arc<Shelf>,
+    leader: watch::Receiver<Leader>,
+    fatal: Fatal,
+    recovery: RecoveryReport,
+    runtime: Mutex<Option<Runtime>>,
+    handle: Handle,
+    /// Held as long as anything here may write; the last to go.
+    lock: Mutex<Option<File>>,
+}
+
+/// A command that is in the log of a quorum and was applied here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    pub index: u64,
+    pub term: u64,
+    pub outcome: Outcome,
+}
+
+impl Replica {
+    /// Makes a replica in an empty directory. It belongs to no cluster until it is told to
+    /// [`Replica::initialise`] one, or a leader adds it.
+    pub async fn create(
+        config: Config,
+        peers: Peers,
+        addresses: Arc<dyn Addresses>,
+    ) -> Result<Self, OpenError> {
+        Ok(Self::start(config, peers, addresses, recovery::create).await?.0)
+    }
+
+    /// Brings a replica back from its directory, or says why it may not start.
+    pub async fn open(
+        config: Config,
+        peers: Peers,
+        addresses: Arc<dyn Addresses>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        Self::start(config, peers, addresses, recovery::open).await
+    }
+
+    /// What the node mounts behind its `peers::Service`, for the lanes `Raft` and `Snapshot`.
+    pub fn handler(&self) -> Handler {
+        Handler::new(self.0.raft.clone(), Arc::clone(&self.0.shelf))
+    }
+
+    /// Raft's own threads. Serving the peers' wire there keeps heartbeats from waiting behind the
+    /// API.
+    pub fn runtime(&self) -> Handle {
+        self.0.handle.clone()
+    }
+
+    /// Makes this replica a cluster of one, and returns when it leads.
+    pub async fn initialise(&self) -> Result<(), MembershipError> {
+        let members = BTreeSet::from([self.0.node.0]);
+        self.0.raft.initialize(members).await.map_err(|error| match error {
+            RaftError::APIError(error) => MembershipError::Refused(error.to_string()),
+            RaftError::Fatal(_) => MembershipError::Stopped,
+        })?;
+        let leads = self.0.raft.wait(Some(Duration::from_secs(10)));
+        let leads = leads.state(ServerState::Leader, "a cluster of one elects its member").await;
+        leads.map(drop).map_err(|_| MembershipError::Unknown("it does not lead yet"))
+    }
+
+    /// Puts a command into the log, if this node leads, and returns what applying it came to.
+    pub async fn propose(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Committed, ProposeError> {
+        let leader = self.0.raft.as_leader().map_err(|forward| self.not_leader(&forward))?;
+        self.propose_in_term(leader.term(), command, deadline).await
+    }
+
+    /// As [`Replica::propose`], if this node leads in the very term in which the command was
+    /// decided.
+    pub async fn propose_in_term(
+        &self,
+        term: u64,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Committed, ProposeError> {
+        let proposal = Proposal(domain::encode(&command));
+        let (responder, answer) = ProgressResponder::complete_only();
+        let term = CommittedLeader::from(term);
+        let committed = async {
+            let write = self.0.raft.write(proposal).with_leader(term).responder(responder);
+            // An error here means that Raft's queue is closed: it was not put in.
+            write.await.map_err(|_| ProposeError::Stopped)?;
+            answer.await.map_err(|_| ProposeError::Unknown("the replica stopped"))
+        };
+        let answer = timeout_at(deadline, committed).await;
+        let answer = answer.map_err(|_| ProposeError::Unknown("the deadline passed"))??;
+        match answer {
+            Ok(response) => Ok(Committed {
+                index: response.log_id.index(),
+                term: **response.log_id.committed_leader_id(),
+                outcome: response.data.0.expect("a command has an outcome"),
+            }),
+            // openraft says this before it appends, and another thing afterwards.
+            Err(ClientWriteError::ForwardToLeader(forward)) => Err(self.not_leader(&forward)),
+            Err(ClientWriteError::LogEntryDiscarded(_)) => {
+                Err(ProposeError::Unknown("the leadership was lost"))
+            }
+            Err(
+                ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_),
+            ) => Err(ProposeError::Unknown("raft answered for another request")),
+        }
+    }
+
+    /// Proves, after it was called, that this node leads, and waits until everything that was
+    /// committed before is applied here. What is read after it is linearizable.
+    pub async fn barrier(&self, deadline: Instant) -> Result<u64, BarrierError> {
+        let within = deadline.saturating_duration_since(Instant::now());
+        // ReadIndex: an acknowledgement of an older heartbeat does not count.
+        let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(within);
+        let ready = timeout_at(deadline, self.0.raft.ensure_linearizable(option)).await;
+        match ready.map_err(|_| BarrierError::Timeout)? {
+            Ok(read) => Ok(read.index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(BarrierError::NotLeader { leader: self.other(&forward) })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(BarrierError::Timeout)
+            }
+            Err(RaftError::Fatal(_)) => Err(BarrierError::Stopped),
+        }
+    }
+
+    /// Looks at the records at one point in time. While `look` runs nothing is applied, and calling
+    /// `read` inside it can wait for ever.
+    pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {
+        self.0.store.read(look)
+    }
+
+    pub fn status(&self) -> Status {
+        let metrics = self.0.raft.metrics().borrow_watched().clone();
+        let note = self.0.store.note();
+        let membership = metrics.membership_config.membership();
+        let replication = metrics.replication.map(|replication| {
+            let matched =
+                |(node, position): (u64, Option<_>)| (NodeId(node), index_of(position.as_ref()));
+            replication.into_iter().map(matched).collect::<BTreeMap<_, _>>()
+        });
+        let quorum_ack = metrics.last_quorum_acked.map(|at| at.elapsed().as_millis());
+        let value = note.digest.to_bytes().iter().fold(String::new(), |mut hex, byte| {
+            use fmt::Write;
+            write!(hex, "{byte:02x}").expect("strings take everything");
+            hex
+        });
+        Status {
+            id: self.0.node,
+            role: role(metrics.state),
+            leader: metrics.current_leader.map(NodeId),
+            term: metrics.current_term,
+            commit_index: index_of(metrics.local_committed.as_ref()).max(note.index()),
+            applied_index: note.index(),
+            durable_index: self.0.store.durable_index(),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            purged_index: index_of(metrics.purged.as_ref()),
+            snapshot_index: self.0.shelf.newest().map_or(0, |file| file.index()),
+            voters: membership
+                .get_joint_config()
+                .iter()
+                .map(|half| half.iter().copied().map(NodeId).collect())
+                .collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            replication,
+            millis_since_quorum_ack: quorum_ack
+                .map(|millis| u64::try_from(millis).unwrap_or(u64::MAX)),
+            state_digest: StateDigest { index: note.index(), value },
+            state_records: note.records,
+            state_bytes: note.bytes,
+            recovery: self.0.recovery.clone(),
+        }
+    }
+
+    /// Who leads, and in which term; `None` while nobody is known to.
+    pub fn watch_leader(&self) -> watch::Receiver<Option<(u64, NodeId)>> {
+        self.0.leader.clone()
+    }
+
+    /// Has the log sent to a node that does not vote. It needs an address and a place in the roster
+    /// first. Adding it again changes nothing.
+    pub async fn add_learner(
+        &self,
+        node: NodeId,
+        deadline: Instant,
+    ) -> Result<u64, MembershipError> {
+        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node.0, ())])), true, deadline).await
+    }
+
+    /// Makes a learner a voter.
+    pub async fn promote(&self, node: NodeId, deadline: Instant) -> Result<u64, MembershipError> {
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node.0])), true, deadline).await
+    }
+
+    /// Makes these the voters, through a joint configuration. Voters that are not among them become
+    /// learners.
+    pub async fn set_voters(
+        &self,
+        voters: BTreeSet<NodeId>,
+        deadline: Instant,
+    ) -> Result<u64, MembershipError> {
+        let voters = voters.into_iter().map(|node| node.0).collect();
+        self.change(ChangeMembers::ReplaceAllVoters(voters), true, deadline).await
+    }
+
+    /// Takes a voter or a learner out. Its id must not come back.
+    pub async fn remove(&self, node: NodeId, deadline: Instant) -> Result<u64, MembershipError> {
+        let set = BTreeSet::from([node.0]);
+        if self.status().voters.iter().any(|half| half.contains(&node)) {
+            // Not retained, so that it is no learner afterwards.
+            return self.change(ChangeMembers::RemoveVoters(set), false, deadline).await;
+        }
+        self.change(ChangeMembers::RemoveNodes(set), true, deadline).await
+    }
+
+    /// Has another voter lead, and returns when it does. Proposals are refused meanwhile.
+    pub async fn transfer_leader(
+        &self,
+        to: NodeId,
+        deadline: Instant,
+    ) -> Result<(), TransferError> {
+        if let Err(forward) = self.0.raft.as_leader() {
+            return Err(TransferError::NotLeader { leader: self.other(&forward) });
+        }
+        if !self.status().voters.iter().all(|half| half.contains(&to)) {
+            return Err(TransferError::NotVoter(to));
+        }
+        let mut leaders = self.watch_leader();
+        let triggered = self.0.raft.trigger().transfer_leader(to.0).await;
+        triggered.map_err(|_| TransferError::Stopped)?;
+        let led = leaders.wait_for(|leader| leader.is_some_and(|(_, leader)| leader == to));
+        match timeout_at(deadline, led).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(TransferError::Stopped),
+            Err(_) => Err(TransferError::Timeout),
+        }
+    }
+
+    /// Whether this node may ask for votes by itself: a node that could not serve should not. It
+    /// votes for others in any case, and may still be told to lead.
+    pub fn may_campaign(&self, yes: bool) {
+        self.0.raft.runtime_config().elect(yes);
+    }
+
+    /// Has a snapshot built that holds everything applied by now, and answers its index.
+    pub async fn snapshot(&self, deadline: Instant) -> Result<u64, SnapshotError> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(100);
+        let wanted = self.0.store.note().index();
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let newest = self.0.shelf.newest().map_or(0, |file| file.index());
+            let known = index_of(metrics.borrow_and_update().snapshot.as_ref());
+            if newest.min(known) >= wanted {
+                return Ok(newest);
+            }
+            if Instant::now() >= deadline {
+                return Err(SnapshotError::Timeout);
+            }
+            // It is ignored while another one is being built, so it is asked for again.
+            let triggered = self.0.raft.trigger().snapshot().await;
+            triggered.map_err(|_| SnapshotError::Stopped)?;
+            let changed = timeout(LOOK_AGAIN, metrics.changed()).await;
+            if changed.is_ok_and(|changed| changed.is_err()) {
+                return Err(SnapshotError::Stopped);
+            }
+        }
+    }
+
+    /// Ends Raft, makes everything durable and closes it. Other clones only get errors afterwards.
+    pub async fn stop(self) {
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not end by itself");
+        }
+        if let Err(error) = self.0.store.flush().await {
+            tracing::warn!(%error, "the state was not flushed; the log has it");
+        }
+        let (store, log) = (Arc::clone(&self.0.store), self.0.log.clone());
+        let closed = tokio::task::spawn_blocking(move || {
+            store.close();
+            log.close()
+        });
+        match closed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the log was not closed in order"),
+            Err(error) => tracing::warn!(%error, "the log was not closed"),
+        }
+        self.0.end();
+    }
+
+    /// Resolves, with a reason, when this process must stop: the disk failed a sync, the state is
+    /// damaged, or the log can not be applied.
+    pub async fn fatal(&self) -> String {
+        self.0.fatal.raised().await
+    }
+
+    async fn start(
+        config: Config,
+        peers: Peers,
+        addresses: Arc<dyn Addresses>,
+        recover: fn(&Config, &Fatal) -> Result<Opened, OpenError>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let fatal = Fatal::new();
+        let (config, opened) = {
+            let fatal = fatal.clone();
+            let recovered = tokio::task::spawn_blocking(move || {
+                let opened = recover(&config, &fatal);
+                (config, opened)
+            });
+            recovered.await.map_err(|error| OpenError::Raft(error.to_string()))?
+        };
+        let Opened { lock, log, store, shelf, report } = opened?;
+        let path = serde_json::to_value(report.path).ok();
+        let path = path.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
+        metrics::gauge!("strongroom_recovery_path", "path" => path.to_owned()).set(1.0);
+        tracing::info!(?report, "the replica is recovered");
+
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(RAFT_THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .map_err(OpenError::io(&config.dir))?;
+        let handle = runtime.handle().clone();
+        let weight = Arc::new(LogWeight::default());
+        let snapshot = shelf.newest().map_or(0, |file| file.index());
+        let since = log.entry_sizes(snapshot + 1..=store.note().index());
+        weight.add(since.iter().map(|(_, bytes)| *bytes as u64).sum());
+
+        let machine = StateMachine::new(
+            Arc::clone(&store),
+            Arc::clone(&shelf),
+            Some(log.clone()),
+            Arc::clone(&weight),
+        );
+        let log_store = LogStore::new(log.clone(), Arc::clone(&store));
+        let network = Network { peers, addresses };
+        let raft_config = Arc::new(raft_config(&config)?);
+        let node = config.node;
+        let started = handle.spawn(async move {
+            Raft::new(node.0, raft_config, network, log_store, machine).await
+        });
+        let started = started.await.map_err(|error| OpenError::Raft(error.to_string()))?;
+        let raft = match started {
+            Ok(raft) => raft,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(OpenError::Raft(error.to_string()));
+            }
+        };
+
+        let (tell_leader, leader) = watch::channel(None);
+        handle.spawn(watch_raft(raft.clone(), tell_leader, fatal.clone()));
+        let housekeeping = Housekeeping {
+            raft: raft.clone(),
+            log: log.clone(),
+            store: Arc::clone(&store),
+            shelf: Arc::clone(&shelf),
+            weight,
+            snapshot_log_bytes: config.snapshot_log_bytes,
+            interval: config.housekeeping,
+        };
+        handle.spawn(housekeeping.run());
+        let inner = Inner {
+            node,
+            raft,
+            log,
+            store,
+            shelf,
+            leader,
+            fatal,
+            recovery: report.clone(),
+            runtime: Mutex::new(Some(runtime)),
+            handle,
+            lock: Mutex::new(Some(lock)),
+        };
+        Ok((Self(Arc::new(inner)), report))
+    }
+
+    /// Runs to its end even if the caller does not wait: half a change is a joint configuration.
+    async fn change(
+        &self,
+        members: ChangeMembers<u64, ()>,
+        retain: bool,
+        deadline: Instant,
+    ) -> Result<u64, MembershipError> {
+        let raft = self.0.raft.clone();
+        let change =
+            self.0.handle.spawn(async move { raft.change_membership(members, retain).await });
+        let changed = timeout_at(deadline, change).await;
+        let changed = changed.map_err(|_| MembershipError::Unknown("the deadline passed"))?;
+        match changed.map_err(|_| MembershipError::Stopped)? {
+            Ok(response) => Ok(response.log_id.index()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(MembershipError::NotLeader { leader: self.other(&forward) })
+            }
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
+                Err(MembershipError::Unknown("the leadership was lost"))
+            }
+            Err(RaftError::APIError(error)) => Err(MembershipError::Refused(error.to_string())),
+            Err(RaftError::Fatal(_)) => Err(MembershipError::Stopped),
+        }
+    }
+
+    fn not_leader(&self, forward: &ForwardToLeader<TypeConfig>) -> ProposeError {
+        ProposeError::NotLeader { leader: self.other(forward) }
+    }
+
+    /// Who is said to lead, if it is another node: a leader in doubt names itself.
+    fn other(&self, forward: &ForwardToLeader<TypeConfig>) -> Option<NodeId> {
+        forward.leader_id.map(NodeId).filter(|leader| *leader != self.0.node)
+    }
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica").field("node", &self.0.node).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn end(&self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_background();
+        }
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A runtime may not be waited for where asynchronous code runs.
+        self.end();
+    }
+}
+
+fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        cluster_name: config.cluster.to_string(),
+        heartbeat_interval: millis(config.heartbeat),
+        // Every heartbeat goes out, so that a follower's silence means something.
+        heartbeat_min_interval: Some(0),
+        election_timeout_min: millis(config.election_min),
+        // It is the leader's lease as well.
+        election_timeout_max: millis(config.election_max),
+        enable_pre_vote: Some(true),
+        // A message is bounded by bytes, in `LogStore`.
+        max_payload_entries: 1024,
+        // Snapshots and purges are ours to decide: by bytes, and by what is kept of them.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        backoff: "20ms 40ms 80ms ...500ms".into(),
+        ..openraft::Config::default()
+    }
+    .validate()
+    .map_err(|error| OpenError::Config(error.to_string()))
+}
+
+fn role(state: ServerState) -> Role {
+    match state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Follower => Role::Follower,
+        ServerState::Learner => Role::Learner,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Shutdown => Role::Stopped,
+    }
+}

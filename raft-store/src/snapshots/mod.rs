@@ -1,0 +1,9 @@
+//! Snapshots: the state at one index, in a file that can be checked without anything else.
+
+mod builder;
+mod format;
+mod shelf;
+
+pub(crate) use builder::{Builder, Built, in_background};
+pub(crate) use format::{Origin, SnapshotReader};
+pub(crate) use shelf::{Shelf, SnapshotFile};

@@ -1,0 +1,138 @@
+//! Where the snapshots stand: the two newest that were read back whole.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::files::{make_dir, publish, sync_dir};
+use crate::snapshots::format::{self, Origin, SnapshotReader};
+use crate::state::SetKey;
+use crate::types::{SnapshotMeta, index_of};
+
+/// How many are kept: the log is purged up to the older one, so that one may turn out unreadable.
+const KEPT: usize = 2;
+
+/// A snapshot that was read back whole.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotFile {
+    pub(crate) path: PathBuf,
+    pub(crate) meta: SnapshotMeta,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    dir: PathBuf,
+    origin: Origin,
+    key: SetKey,
+    /// Ascending by index.
+    files: Mutex<Vec<SnapshotFile>>,
+    asides: AtomicU64,
+}
+
+impl SnapshotFile {
+    pub(crate) fn index(&self) -> u64 {
+        index_of(self.meta.last_log_id.as_ref())
+    }
+}
+
+impl Shelf {
+    /// Reads every snapshot there is. What is damaged goes to the quarantine.
+    pub(crate) fn open(
+        dir: PathBuf,
+        quarantine: &Path,
+        origin: Origin,
+        key: SetKey,
+    ) -> io::Result<Self> {
+        make_dir(&dir)?;
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "snapshot") {
+                // An upload or a build that was cut off.
+                fs::remove_file(&path)?;
+                continue;
+            }
+            match format::verify(&path, origin, &key) {
+                Ok(meta) => files.push(SnapshotFile { path, meta }),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "a snapshot is damaged");
+                    metrics::counter!("strongroom_snapshot_damaged_total").increment(1);
+                    make_dir(quarantine)?;
+                    fs::rename(&path, quarantine.join(path.file_name().unwrap_or_default()))?;
+                    sync_dir(&dir)?;
+                }
+            }
+        }
+        files.sort_by_key(SnapshotFile::index);
+        Ok(Self { dir, origin, key, files: Mutex::new(files), asides: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    pub(crate) fn newest(&self) -> Option<SnapshotFile> {
+        self.files().last().cloned()
+    }
+
+    /// Newest first.
+    pub(crate) fn all(&self) -> Vec<SnapshotFile> {
+        self.files().iter().rev().cloned().collect()
+    }
+
+    /// The log up to here is not needed to rebuild the state, even if one snapshot is lost.
+    pub(crate) fn purgeable(&self) -> u64 {
+        let files = self.files();
+        if files.len() < KEPT { 0 } else { files[files.len() - KEPT].index() }
+    }
+
+    /// A name to write under; what stands there is removed at the next start.
+    pub(crate) fn aside(&self) -> PathBuf {
+        let number = self.asides.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("aside-{number}.tmp"))
+    }
+
+    pub(crate) fn reader(&self, path: &Path) -> io::Result<SnapshotReader> {
+        SnapshotReader::open(path, self.origin)
+    }
+
+    /// Reads a file to its end and answers what it is a snapshot of.
+    pub(crate) fn verify(&self, path: &Path) -> io::Result<SnapshotMeta> {
+        format::verify(path, self.origin, &self.key)
+    }
+
+    /// Takes a file in, if it is whole; it is moved when it stands here already, else copied. The
+    /// oldest one makes room.
+    pub(crate) fn admit(&self, path: &Path) -> io::Result<SnapshotFile> {
+        let aside = if path.parent() == Some(&self.dir) {
+            path.to_path_buf()
+        } else {
+            let aside = self.aside();
+            fs::copy(path, &aside)?;
+            aside
+        };
+        let meta = self.verify(&aside)?;
+        let kept = self.dir.join(format::file_name(&meta));
+        if aside != kept {
+            publish(&aside, &kept)?;
+        }
+        let file = SnapshotFile { path: kept, meta };
+        let mut files = self.files();
+        files.retain(|other| other.path != file.path);
+        files.push(file.clone());
+        files.sort_by_key(SnapshotFile::index);
+        while files.len() > KEPT {
+            let oldest = files.remove(0);
+            if let Err(error) = fs::remove_file(&oldest.path) {
+                tracing::warn!(path = %oldest.path.display(), %error, "an old snapshot stays");
+            }
+        }
+        Ok(file)
+    }
+
+    fn files(&self) -> MutexGuard<'_, Vec<SnapshotFile>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

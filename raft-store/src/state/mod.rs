@@ -1,0 +1,21 @@
+//! The state machine: records in sled, changed by `domain::apply` in the order of the log.
+
+mod digest;
+mod flusher;
+mod freeze;
+mod generation;
+mod machine;
+mod note;
+mod overlay;
+mod store;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub(crate) use digest::SetKey;
+pub(crate) use freeze::Frozen;
+pub(crate) use generation::{Generations, Loaded};
+pub(crate) use machine::{LogWeight, StateMachine};
+pub(crate) use note::Note;
+pub(crate) use store::Store;
+pub use view::View;
