@@ -5,7 +5,7 @@
 //! given up and replaced, up to a cap; beyond it the slot is unhealthy until the calls come back. The
 //! askers do not wait for any of this: they have their own clock.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -33,7 +33,8 @@ pub(crate) struct Pool {
     desks: Mutex<Vec<(Arc<Desk>, JoinHandle<()>)>>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
     name: Mutex<Option<String>>,
-    canaries: Mutex<Canaries>,
+    /// In the order they were given; the last one is the one that the health check opens.
+    canaries: Mutex<Vec<(KekId, Vec<u8>)>>,
     health: watch::Sender<Health>,
 }
 
@@ -41,12 +42,6 @@ pub(crate) struct Pool {
 struct Queue {
     jobs: VecDeque<Job>,
     closed: bool,
-}
-
-#[derive(Default)]
-struct Canaries {
-    known: HashMap<KekId, Vec<u8>>,
-    checked: Option<KekId>,
 }
 
 /// What the supervisor sees of a worker.
@@ -124,14 +119,17 @@ impl Pool {
 
     pub(crate) fn set_canary(&self, kek: KekId, canary: Vec<u8>) {
         let mut canaries = lock(&self.canaries);
-        canaries.known.insert(kek, canary);
-        canaries.checked = Some(kek);
+        canaries.retain(|(known, _)| *known != kek);
+        canaries.push((kek, canary));
     }
 
     pub(crate) fn drop_canary(&self, kek: KekId) {
-        let mut canaries = lock(&self.canaries);
-        canaries.known.remove(&kek);
-        canaries.checked = canaries.checked.filter(|checked| *checked != kek);
+        lock(&self.canaries).retain(|(known, _)| *known != kek);
+    }
+
+    fn canary(&self, kek: KekId) -> Option<Vec<u8>> {
+        let canaries = lock(&self.canaries);
+        canaries.iter().find(|(known, _)| *known == kek).map(|(_, canary)| canary.clone())
     }
 
     pub(crate) fn submit(&self, job: Job) -> Result<(), HsmError> {
@@ -174,7 +172,7 @@ impl Pool {
     pub(crate) fn sure(&self, session: &mut dyn Session, kek: KekId, fault: Fault) -> Fault {
         match fault {
             Fault::Suspect(what) => {
-                let canary = lock(&self.canaries).known.get(&kek).cloned();
+                let canary = self.canary(kek);
                 match canary::sings(session, kek, canary.as_deref()) {
                     Ok(true) => Fault::Final(HsmError::Integrity),
                     Ok(false) => Fault::Device(format!("{what}, and the canary does not open")),
@@ -279,18 +277,14 @@ impl Pool {
     }
 
     fn check(self: &Arc<Self>) -> Result<(), HsmError> {
-        let (kek, canary) = {
-            let canaries = lock(&self.canaries);
-            let canary = canaries.checked.and_then(|kek| canaries.known.get(&kek).cloned());
-            (canaries.checked, canary)
-        };
+        let checked = lock(&self.canaries).last().cloned();
         let name = self.name().ok();
         let pool = Arc::clone(self);
-        self.ask("canary", self.options.deadline, move |session| match (kek, &name) {
-            (Some(kek), _) => match canary::sings(session, kek, canary.as_deref()) {
+        self.ask("canary", self.options.deadline, move |session| match (&checked, &name) {
+            (Some((kek, canary)), _) => match canary::sings(session, *kek, Some(canary)) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(Fault::Device("the KEK does not open its canary".to_owned())),
-                Err(fault) => Err(pool.sure(session, kek, fault)),
+                Err(fault) => Err(pool.sure(session, *kek, fault)),
             },
             (None, Some(name)) => match session.is_present(name)? {
                 true => Ok(()),
