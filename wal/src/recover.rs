@@ -14,7 +14,7 @@ use crate::format::{self, HEADER_BYTES, Header, Kind, Record, Unreadable};
 use crate::index::{Index, Place};
 use crate::journal::{Journal, Live};
 use crate::ledger::Ledger;
-use crate::segment::{Segment, Supply, segment_path, segment_sequence, spare_number};
+use crate::segment::{Segment, Supply, is_spare, segment_path, segment_sequence};
 use crate::tail::{Mark, Tail};
 
 /// A log that nobody has been told of yet: if this does not return, the directory is worthless.
@@ -69,16 +69,15 @@ pub(crate) fn open(
 
     // Believed. From here on files are changed.
     let Replay { mark, ledger, index, live, .. } = replay;
-    let mut supply = Supply::new(dir, Arc::clone(files), options.identity, options.segment_bytes);
+    let supply = Supply::new(dir, Arc::clone(files), options.identity, options.segment_bytes);
     let settled = || {
         let file = &live.back().expect("at least one segment was read").segment.file;
         file.write_all_at(&rest.rewrite, rest.rewrite_at)?;
         file.sync_data()?;
         for name in &names {
-            if let Some(number) = spare_number(name) {
-                supply.adopt(name, number)?;
-            } else if segment_sequence(name).is_some_and(|sequence| sequence < mark.oldest) {
-                // A purge was cut short after it was marked.
+            // A purge that was cut short after it was marked leaves segments that are not needed.
+            let stale = segment_sequence(name).is_some_and(|sequence| sequence < mark.oldest);
+            if stale || is_spare(name) {
                 files.remove(&dir.join(name))?;
             }
         }

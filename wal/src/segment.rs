@@ -33,8 +33,9 @@ pub(crate) fn segment_sequence(name: &str) -> Option<u64> {
     name.strip_prefix("segment-")?.strip_suffix(".wal")?.parse().ok()
 }
 
-pub(crate) fn spare_number(name: &str) -> Option<u64> {
-    name.strip_prefix("spare-")?.strip_suffix(".wal")?.parse().ok()
+/// A spare of an earlier run is not used: its zeros may be in memory only, if their sync failed.
+pub(crate) fn is_spare(name: &str) -> bool {
+    name.starts_with("spare-")
 }
 
 #[derive(Debug)]
@@ -141,18 +142,6 @@ impl Supply {
         }
         // A spare must have lost its old name for good before it is written over.
         self.files.sync_dir(&self.dir)
-    }
-
-    /// Takes over a spare that an earlier run left, or removes it.
-    pub(crate) fn adopt(&mut self, name: &str, number: u64) -> io::Result<()> {
-        self.numbers = self.numbers.max(number);
-        let path = self.dir.join(name);
-        let file = self.files.open(&path)?;
-        if file.size()? == self.segment_bytes && self.spares.len() < SPARES_MAX {
-            self.spares.push(Spare { path, file, fresh: false });
-            return Ok(());
-        }
-        self.files.remove(&path)
     }
 
     fn take(&mut self, bytes: u64) -> io::Result<Spare> {
