@@ -29,12 +29,11 @@ pub(crate) fn sings(
     canary: Option<&[u8]>,
 ) -> Result<bool, Fault> {
     let aad = aad(kek);
-    let opened = match canary {
-        Some(canary) => session.unwrap(kek, canary, &aad),
-        None => {
-            let fresh = session.wrap(kek, &plaintext(), &aad)?;
-            session.unwrap(kek, &fresh, &aad)
-        }
+    let opened = if let Some(canary) = canary {
+        session.unwrap(kek, canary, &aad)
+    } else {
+        let fresh = session.wrap(kek, &plaintext(), &aad)?;
+        session.unwrap(kek, &fresh, &aad)
     };
     match opened {
         Ok(opened) => Ok(is_right(&opened)),

@@ -87,3 +87,83 @@ fn start(fault: &Fault) -> Rung {
         Fault::Device(_) => Rung::Reinitialize,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fake::Fake;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    /// What one call does when its attempts end in these faults, and then in success.
+    fn climbed(faults: &[Fault]) -> (Result<(), HsmError>, Vec<Rung>, usize) {
+        let fake = Arc::new(Fake::default());
+        fake.fail_with(faults);
+        let mut bench = Bench::new(Arc::clone(&fake) as Arc<dyn Hsm>);
+        let result = bench.run(soon(), &mut |session| session.random(1).map(drop));
+        (result, fake.recoveries(), fake.sessions())
+    }
+
+    #[test]
+    fn each_fault_starts_at_its_rung_and_goes_up_from_there() {
+        use Rung::{Reinitialize, Relogin};
+        let session = || Fault::Session("lost".to_owned());
+        let login = || Fault::Login("out".to_owned());
+        let device = || Fault::Device("broken".to_owned());
+        let gone = || Fault::Missing(HsmError::NoIdentity);
+        let stories: [(&[Fault], &[Rung], usize); 7] = [
+            (&[], &[], 1),
+            (&[session()], &[], 2),
+            (&[login()], &[Relogin], 2),
+            (&[gone()], &[Relogin], 2),
+            (&[device()], &[Reinitialize], 2),
+            (&[session(), session(), session()], &[Relogin, Reinitialize], 4),
+            (&[gone(), gone()], &[Relogin, Reinitialize], 3),
+        ];
+        for (faults, rungs, sessions) in stories {
+            let expected = (Ok(()), rungs.to_vec(), sessions);
+            assert_eq!(climbed(faults), expected, "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn the_ladder_ends() {
+        let fault = || Fault::Device("broken".to_owned());
+        let (result, rungs, _) = climbed(&[fault(), fault()]);
+        assert_eq!(result, Err(HsmError::Device("broken".to_owned())));
+        assert_eq!(rungs, [Rung::Reinitialize]);
+    }
+
+    #[test]
+    fn what_is_final_is_not_tried_again() {
+        let (result, rungs, sessions) = climbed(&[Fault::Final(HsmError::Integrity)]);
+        assert_eq!((result, rungs, sessions), (Err(HsmError::Integrity), Vec::new(), 1));
+    }
+
+    #[test]
+    fn a_deadline_ends_the_climb() {
+        let fake = Arc::new(Fake::default());
+        fake.fail_with(&[Fault::Device("slow".to_owned())]);
+        let mut bench = Bench::new(Arc::clone(&fake) as Arc<dyn Hsm>);
+        let result = bench.run(Instant::now(), &mut |session| session.random(1).map(drop));
+        assert_eq!(result, Err(HsmError::Device("slow".to_owned())));
+        assert!(fake.recoveries().is_empty());
+    }
+
+    /// A refused PIN is final: the rung above would log in again.
+    #[test]
+    fn a_refused_pin_ends_the_climb() {
+        let fake = Arc::new(Fake::default());
+        fake.fail_with(&[Fault::Login("out".to_owned())]);
+        let refused = HsmError::Device("the PIN is wrong".to_owned());
+        fake.refuse_recovery(Fault::Final(refused.clone()));
+        let mut bench = Bench::new(Arc::clone(&fake) as Arc<dyn Hsm>);
+        let result = bench.run(soon(), &mut |session| session.random(1).map(drop));
+        assert_eq!(result, Err(refused));
+        assert_eq!(fake.recoveries(), [Rung::Relogin]);
+    }
+}

@@ -12,6 +12,8 @@ mod canary;
 mod contract;
 mod embedded;
 mod error;
+#[cfg(test)]
+mod fake;
 mod ladder;
 mod pkcs11;
 mod pool;
@@ -27,7 +29,7 @@ use secrecy::SecretString;
 pub use error::{HsmError, OpenError};
 pub use slot::Slot;
 
-/// The name of a KEK, chosen by whoever makes an epoch; CKA_ID on a PKCS#11 token.
+/// The name of a KEK, chosen by whoever makes an epoch; `CKA_ID` on a PKCS#11 token.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KekId(pub [u8; 16]);
 
@@ -81,7 +83,7 @@ pub struct Info {
     pub profile: String,
 }
 
-/// The public halves of a node's two keys, as SubjectPublicKeyInfo in DER.
+/// The public halves of a node's two keys, as `SubjectPublicKeyInfo` in DER.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeKeys {
     /// RSA-3072; its private half unwraps KEKs and does nothing else.

@@ -52,10 +52,13 @@ struct Desk {
     given_up: AtomicBool,
 }
 
+/// What a worker does with a call; without a bench it says that the slot is closed.
+type Run = Box<dyn FnOnce(Option<&mut Bench>) + Send>;
+
 /// A call, waiting for a worker.
 pub(crate) struct Job {
     deadline: Instant,
-    run: Box<dyn FnOnce(Option<&mut Bench>) + Send>,
+    run: Run,
 }
 
 impl Job {
@@ -286,10 +289,8 @@ impl Pool {
                 Ok(false) => Err(Fault::Device("the KEK does not open its canary".to_owned())),
                 Err(fault) => Err(pool.sure(session, *kek, fault)),
             },
-            (None, Some(name)) => match session.is_present(name)? {
-                true => Ok(()),
-                false => Err(Fault::Missing(HsmError::Device(GONE.to_owned()))),
-            },
+            (None, Some(name)) if session.is_present(name)? => Ok(()),
+            (None, Some(_)) => Err(Fault::Missing(HsmError::Device(GONE.to_owned()))),
             (None, None) => session.random(16).map(drop),
         })
     }
@@ -377,4 +378,92 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<JoinHandle<(
 /// What these locks guard is whole after every statement, so a panic elsewhere does not spoil it.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+
+    fn pool(workers: usize, queue: usize) -> (Arc<Fake>, Arc<Pool>) {
+        let fake = Arc::new(Fake::default());
+        let options = Options { workers, queue, deadline: Duration::from_millis(200) };
+        (Arc::clone(&fake), Pool::start(fake, options))
+    }
+
+    fn random(pool: &Pool) -> Result<(), HsmError> {
+        pool.ask("random", pool.deadline(), |session| session.random(1).map(drop))
+    }
+
+    fn until(mut there: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !there() {
+            assert!(Instant::now() < end, "it never came");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn a_call_that_hangs_ends_at_its_deadline_and_its_worker_is_replaced() {
+        let (fake, pool) = pool(1, 16);
+        fake.hang();
+        assert_eq!(random(&pool), Err(HsmError::Deadline(pool.deadline())));
+        // The hung call keeps its thread; a new one is hired and answers.
+        fake.hang_no_more();
+        until(|| random(&pool).is_ok());
+        assert_eq!(fake.hanging(), 1);
+        until(|| pool.health().borrow().is_healthy());
+        fake.let_go();
+        pool.stop();
+        pool.join();
+        assert!(fake.is_closed());
+    }
+
+    #[test]
+    fn too_many_hung_calls_make_the_slot_unhealthy_until_they_come_back() {
+        let (fake, pool) = pool(1, 16);
+        fake.hang();
+        until(|| matches!(&*pool.health().borrow(), Health::Unhealthy(reason) if reason.contains("never came back")));
+        assert_eq!(fake.hanging(), 1 + STUCK_FACTOR, "replaced up to the cap");
+        fake.hang_no_more();
+        fake.let_go();
+        until(|| pool.health().borrow().is_healthy());
+        pool.stop();
+        pool.join();
+        assert!(fake.is_closed());
+    }
+
+    #[test]
+    fn a_module_with_a_call_inside_is_not_finalized() {
+        let (fake, pool) = pool(1, 16);
+        fake.hang();
+        assert!(random(&pool).is_err());
+        pool.stop();
+        pool.join();
+        assert!(!fake.is_closed());
+        fake.let_go();
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_a_closed_one_answers_all() {
+        let (fake, pool) = pool(1, 2);
+        fake.hang();
+        let (answer, answers) = mpsc::channel();
+        let job = || {
+            let answer = answer.clone();
+            let late = Instant::now() + Duration::from_secs(60);
+            Job::new(late, |session| session.random(1).map(drop), move |result| {
+                let _ = answer.send(result);
+            })
+        };
+        pool.submit(job()).unwrap();
+        until(|| fake.hanging() == 1);
+        pool.submit(job()).unwrap();
+        until(|| pool.submit(job()) == Err(HsmError::Busy));
+        pool.stop();
+        assert_eq!(answers.recv().unwrap(), Err(HsmError::Closed));
+        assert_eq!(pool.submit(job()), Err(HsmError::Closed));
+        fake.let_go();
+        pool.join();
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Making an RSA key takes seconds on a small device.
-const KEY_MAKING: Duration = Duration::from_secs(60);
+const KEY_MAKING: Duration = Duration::from_mins(1);
 
 /// The slot of this node. Cheap to clone; the last clone to go closes it.
 #[derive(Clone)]

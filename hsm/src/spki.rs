@@ -1,4 +1,4 @@
-//! SubjectPublicKeyInfo (RFC 5280, RFC 8017, RFC 5480) for the two kinds of keys a node has, and the
+//! `SubjectPublicKeyInfo` (RFC 5280, RFC 8017, RFC 5480) for the two kinds of keys a node has, and the
 //! DER of an ECDSA signature. Only what PKCS#11 gives in pieces is put together here.
 
 use crate::HsmError;
@@ -16,7 +16,7 @@ const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;
 const SEQUENCE: u8 = 0x30;
 
-/// From the uncompressed point, bare or in the OCTET STRING that CKA_EC_POINT has.
+/// From the uncompressed point, bare or in the OCTET STRING that `CKA_EC_POINT` has.
 pub(crate) fn p256(point: &[u8]) -> Option<Vec<u8>> {
     let point = match point {
         [0x04, 0x41, point @ ..] if point.len() == 65 => point,

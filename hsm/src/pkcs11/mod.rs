@@ -133,11 +133,11 @@ impl Token {
         let _pass = self.library.enter();
         let mut login = lock(&self.login);
         let epoch = self.library.epoch();
-        if let Some(keeper) = login.keeper.take() {
-            if keeper.epoch == epoch {
-                let _ = keeper.session.logout();
-                let _ = keeper.session.close();
-            }
+        if let Some(keeper) = login.keeper.take()
+            && keeper.epoch == epoch
+        {
+            let _ = keeper.session.logout();
+            let _ = keeper.session.close();
         }
         self.log_in(&mut login).map_err(fault)?;
         Ok(())

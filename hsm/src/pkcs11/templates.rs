@@ -1,7 +1,7 @@
 //! The attribute templates. They are the security: with looser ones the KEK was read out in three
 //! ways (an enrolment key that decrypts, an unwrap that asks for a readable key, a KEK that wraps).
 //!
-//! CKA_MODIFIABLE is left out when unwrapping, because SoftHSM 2.6 refuses it there.
+//! `CKA_MODIFIABLE` is left out when unwrapping, because SoftHSM 2.6 refuses it there.
 
 use std::ffi::c_ulong;
 
@@ -40,7 +40,7 @@ impl Role {
         }
     }
 
-    /// Objects are searched by CKA_ID; the label is for people.
+    /// Objects are searched by `CKA_ID`; the label is for people.
     pub(super) fn id(self, name: &str) -> Vec<u8> {
         sha256(self.label(name).as_bytes())[..16].to_vec()
     }
