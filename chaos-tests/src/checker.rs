@@ -102,7 +102,9 @@ impl Model {
     /// Every state that the key can be in after `action` had this outcome; none if it can not have
     /// had it. `None` is an unknown outcome: the effect, whatever was answered.
     ///
-    /// Where API.md is silent (is a repeated `disable` refused?), both readings are allowed.
+    /// Where API.md is silent the service decided: to enable what is enabled or to disable what is
+    /// disabled is done already, only an enabled key rotates, and a key whose destruction was
+    /// cancelled comes back disabled.
     fn step(&self, action: Action, outcome: Option<&Outcome>) -> Vec<Self> {
         use Phase::{Absent, Destroyed, DestructionScheduled, Disabled, Enabled};
         let answer = match outcome {
@@ -118,7 +120,7 @@ impl Model {
             Action::Create if self.phase == Absent => {
                 after.push(Self { phase: Enabled, latest: 1, ..self.clone() });
             }
-            Action::Rotate if matches!(self.phase, Enabled | Disabled) => {
+            Action::Rotate if self.phase == Enabled => {
                 after.push(Self { latest: self.latest + 1, ..self.clone() });
             }
             Action::Enable if matches!(self.phase, Enabled | Disabled) => {
@@ -127,21 +129,18 @@ impl Model {
             Action::Disable if matches!(self.phase, Enabled | Disabled) => {
                 after.push(Self { phase: Disabled, ..self.clone() });
             }
-            Action::ScheduleDestruction
-                if matches!(self.phase, Enabled | Disabled | DestructionScheduled) =>
-            {
+            Action::ScheduleDestruction if matches!(self.phase, Enabled | Disabled) => {
                 after.push(Self { phase: DestructionScheduled, ..self.clone() });
             }
             Action::CancelDestruction if self.phase == DestructionScheduled => {
                 after.push(Self { phase: Disabled, ..self.clone() });
-                after.push(Self { phase: Enabled, ..self.clone() });
             }
-            Action::EnableVersion(version) if self.has(version) => {
+            Action::EnableVersion(version) if self.has(version) && self.lives() => {
                 let mut key = self.clone();
                 key.disabled_versions.retain(|disabled| *disabled != version);
                 after.push(key);
             }
-            Action::DisableVersion(version) if self.has(version) => {
+            Action::DisableVersion(version) if self.has(version) && self.lives() => {
                 let mut key = self.clone();
                 if let Err(place) = key.disabled_versions.binary_search(&version) {
                     key.disabled_versions.insert(place, version);
@@ -185,7 +184,7 @@ impl Model {
 
     /// Whether this state is a reason to refuse with that code.
     fn refuses(&self, action: Action, code: &str) -> bool {
-        use Phase::{Absent, DestructionScheduled, Disabled, Enabled};
+        use Phase::{Absent, DestructionScheduled, Enabled};
         match (code, action) {
             ("already_exists", Action::Create) => self.phase != Absent,
             ("not_found", Action::EnableVersion(version) | Action::DisableVersion(version)) => {
@@ -195,24 +194,12 @@ impl Model {
             ("not_found", _) => self.phase == Absent,
             ("wrong_state", Action::Encrypt) => self.exists() && !self.permits(self.latest),
             ("wrong_state", Action::Decrypt(version)) => self.exists() && !self.permits(version),
-            ("wrong_state", Action::Rotate | Action::Disable) => {
-                self.exists() && self.phase != Enabled
-            }
-            ("wrong_state", Action::Enable) => self.exists() && self.phase != Disabled,
-            ("wrong_state", Action::ScheduleDestruction) => {
-                self.exists() && !matches!(self.phase, Enabled | Disabled)
-            }
+            ("wrong_state", Action::Rotate) => self.exists() && self.phase != Enabled,
             ("wrong_state", Action::CancelDestruction) => {
                 self.exists() && self.phase != DestructionScheduled
             }
-            ("wrong_state", Action::EnableVersion(version)) => {
-                self.has(version)
-                    && (self.phase != Enabled || !self.disabled_versions.contains(&version))
-            }
-            ("wrong_state", Action::DisableVersion(version)) => {
-                self.has(version)
-                    && (self.phase != Enabled || self.disabled_versions.contains(&version))
-            }
+            ("wrong_state", Action::Create | Action::Describe) => false,
+            ("wrong_state", _) => self.exists() && !self.lives(),
             // A good ciphertext that does not open, an existing key that is not found, ...
             _ => false,
         }
@@ -220,6 +207,11 @@ impl Model {
 
     fn exists(&self) -> bool {
         self.phase != Phase::Absent
+    }
+
+    /// Neither destroyed nor about to be.
+    fn lives(&self) -> bool {
+        matches!(self.phase, Phase::Enabled | Phase::Disabled)
     }
 
     fn has(&self, version: u32) -> bool {

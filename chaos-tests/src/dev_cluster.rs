@@ -351,11 +351,10 @@ impl Drop for DevCluster {
             && let Some(folder) = self.folder.take()
         {
             let folder = folder.keep();
-            let log = fs::read_to_string(folder.join("dev.log")).unwrap_or_default();
-            let lines: Vec<_> = log.lines().collect();
-            println!("kept: {}\nthe end of dev.log:", folder.display());
-            for line in &lines[lines.len().saturating_sub(40)..] {
-                println!("  {line}");
+            println!("kept: {}", folder.display());
+            show_end(&folder.join("dev.log"));
+            for node in &self.nodes {
+                show_end(&folder.join("data").join(&node.name).join("server.log"));
             }
         }
     }
@@ -418,6 +417,15 @@ fn spawn(command: &mut Command, log: &Path) -> Child {
     let errors = output.try_clone().expect("a file can be opened twice");
     command.stdin(Stdio::null()).stdout(output).stderr(errors);
     command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn show_end(log: &Path) {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    println!("the end of {}:", log.display());
+    for line in &lines[lines.len().saturating_sub(20)..] {
+        println!("  {line}");
+    }
 }
 
 /// `STRONGROOM_BIN`, or the one that cargo built beside this test.

@@ -97,8 +97,9 @@ fn revokes(revocation: Action, usage: &Operation) -> bool {
 
 fn lifts(lift: Action, revocation: Action) -> bool {
     match revocation {
-        // Cancelling a destruction may bring the key back enabled.
-        Action::Disable => matches!(lift, Action::Enable | Action::CancelDestruction),
+        Action::Disable => lift == Action::Enable,
+        // A cancelled destruction leaves the key disabled: it takes an enable as well, which the
+        // rule need not see to be sound.
         Action::ScheduleDestruction => lift == Action::CancelDestruction,
         Action::DisableVersion(version) => lift == Action::EnableVersion(version),
         Action::Create

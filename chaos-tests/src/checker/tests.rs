@@ -108,6 +108,14 @@ fn planted_violations_are_caught() {
             "an old version taken",
             vec![create.clone(), (2, 3, Rotate, ok(Enabled, 2)), (4, 5, Encrypt, used(1))],
         ),
+        (
+            "a cancelled destruction that enables",
+            vec![
+                create.clone(),
+                (2, 3, ScheduleDestruction, ok(DestructionScheduled, 1)),
+                (4, 5, CancelDestruction, ok(Enabled, 1)),
+            ],
+        ),
         ("a version from nowhere", vec![create.clone(), (2, 3, Encrypt, used(2))]),
         ("a second creation", vec![create.clone(), (2, 3, Create, ok(Enabled, 1))]),
         (
@@ -309,6 +317,9 @@ impl Simulation {
             Action::EnableVersion(version) | Action::DisableVersion(version) => {
                 if version > self.latest {
                     return refused("not_found");
+                }
+                if !alive {
+                    return wrong();
                 }
                 if action == Action::EnableVersion(version) {
                     self.disabled.remove(&version);
