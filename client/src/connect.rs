@@ -82,6 +82,13 @@ impl Client {
         Self { pinned: Some(index.min(self.nodes.len() - 1)), ..self.clone() }
     }
 
+    /// The same client, asking this node first (counted round the addresses); what it learns of
+    /// live nodes it keeps to itself.
+    #[must_use]
+    pub fn starting_at(&self, index: usize) -> Self {
+        Self { good: Arc::new(AtomicUsize::new(index % self.nodes.len())), ..self.clone() }
+    }
+
     /// The same client with a header on every request: `X-Request-Id`, `If-Match`,
     /// `X-Strongroom-No-Forward`.
     pub fn with_header(&self, name: &str, value: &str) -> Result<Self, Error> {

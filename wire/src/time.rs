@@ -82,6 +82,10 @@ impl Span {
         Self(days * DAY)
     }
 
+    pub const fn from_millis(milliseconds: u64) -> Self {
+        Self(milliseconds)
+    }
+
     pub const fn as_millis(self) -> u64 {
         self.0
     }

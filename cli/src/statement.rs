@@ -1,0 +1,143 @@
+//! What an operator signs to admit a node, read here and not believed from the server.
+//!
+//! The server sends the statement and, for convenience, a fingerprint. A server that lies could
+//! show the fingerprint of the real node beside a statement with another node's keys, so the
+//! fingerprint that a person compares is computed from the bytes that will be signed.
+
+use crypto::sha256;
+
+/// The format of statements this program can read: a format byte, then postcard.
+const FORMAT: u8 = 1;
+const LINEAGE: usize = 16;
+
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Statement<'a> {
+    pub(crate) lineage: &'a [u8],
+    pub(crate) node: u64,
+    pub(crate) name: &'a str,
+    enrolment: &'a [u8],
+    identity: &'a [u8],
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error("the statement has format {0}, this program reads format {FORMAT}")]
+    Format(u8),
+    #[error("the statement does not parse")]
+    Malformed,
+}
+
+impl<'a> Statement<'a> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Unreadable> {
+        let (&format, rest) = bytes.split_first().ok_or(Unreadable::Malformed)?;
+        if format != FORMAT {
+            return Err(Unreadable::Format(format));
+        }
+        let mut rest = Reader(rest);
+        let lineage = rest.take(LINEAGE)?;
+        let node = rest.varint()?;
+        let name = std::str::from_utf8(rest.field()?).map_err(|_| Unreadable::Malformed)?;
+        let (enrolment, identity) = (rest.field()?, rest.field()?);
+        if !rest.0.is_empty() {
+            return Err(Unreadable::Malformed);
+        }
+        Ok(Self { lineage, node, name, enrolment, identity })
+    }
+
+    /// Ten groups of base-32 digits over the node's two public keys, as the node itself shows it.
+    pub(crate) fn fingerprint(&self) -> String {
+        const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let mut message = b"strongroom.enrol.v1".to_vec();
+        for part in [self.enrolment, self.identity] {
+            message.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            message.extend_from_slice(part);
+        }
+        let digest = sha256(&message);
+        let bit = |at: usize| usize::from(digest[at / 8] >> (7 - at % 8) & 1);
+        let digit = |at: usize| {
+            char::from(DIGITS[(0..5).fold(0, |digit, step| digit << 1 | bit(at * 5 + step))])
+        };
+        let groups: Vec<String> =
+            (0..10).map(|group| (group * 5..group * 5 + 5).map(digit).collect()).collect();
+        groups.join("-")
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Unreadable> {
+        let (head, tail) = self.0.split_at_checked(length).ok_or(Unreadable::Malformed)?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    /// Seven bits a byte, the lowest first; the high bit says that more follow.
+    fn varint(&mut self) -> Result<u64, Unreadable> {
+        let mut value = 0_u64;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.take(1)?[0];
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits {
+                return Err(Unreadable::Malformed);
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Unreadable::Malformed)
+    }
+
+    fn field(&mut self) -> Result<&'a [u8], Unreadable> {
+        let length = usize::try_from(self.varint()?).map_err(|_| Unreadable::Malformed)?;
+        self.take(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes() -> Vec<u8> {
+        let mut bytes = vec![FORMAT];
+        bytes.extend_from_slice(&[7; LINEAGE]);
+        bytes.extend_from_slice(&[0xac, 0x02]); // node 300
+        bytes.extend_from_slice(&[2, b'n', b'4']);
+        bytes.extend_from_slice(&[0x80, 0x01]); // 128 bytes of enrolment key
+        bytes.extend_from_slice(&[1; 128]);
+        bytes.extend_from_slice(&[3, 9, 9, 9]);
+        bytes
+    }
+
+    #[test]
+    fn a_statement_is_read_as_the_domain_writes_it() {
+        let bytes = bytes();
+        let statement = Statement::parse(&bytes).unwrap();
+        assert_eq!((statement.node, statement.name), (300, "n4"));
+        assert_eq!((statement.enrolment.len(), statement.identity), (128, &[9; 3][..]));
+        let fingerprint = statement.fingerprint();
+        assert_eq!(fingerprint.len(), 59);
+        assert_eq!(fingerprint.split('-').filter(|group| group.len() == 5).count(), 10);
+    }
+
+    #[test]
+    fn another_key_has_another_fingerprint() {
+        let (one, mut other) = (bytes(), bytes());
+        *other.last_mut().unwrap() ^= 1;
+        let print = |bytes: &[u8]| Statement::parse(bytes).unwrap().fingerprint();
+        assert_ne!(print(&one), print(&other));
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_not_signed() {
+        let good = bytes();
+        for cut in 0..good.len() {
+            assert!(Statement::parse(&good[..cut]).is_err(), "cut to {cut}");
+        }
+        let longer = [&good[..], &[0]].concat();
+        assert_eq!(Statement::parse(&longer), Err(Unreadable::Malformed));
+        let newer = [&[2], &good[1..]].concat();
+        assert_eq!(Statement::parse(&newer), Err(Unreadable::Format(2)));
+    }
+}
