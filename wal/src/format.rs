@@ -12,7 +12,7 @@ pub(crate) const HEADER_BYTES: usize = 128;
 pub(crate) const RECORD_HEAD_BYTES: usize = 40;
 pub(crate) const END_BYTES: u64 = RECORD_HEAD_BYTES as u64;
 
-const MAGIC: &[u8; 8] = b"STRMWAL\n";
+const MAGIC: [u8; 8] = *b"STRMWAL\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -35,7 +35,7 @@ pub(crate) enum Unreadable {
 impl Header {
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
-        bytes[..8].copy_from_slice(MAGIC);
+        bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.identity.cluster);
         bytes[32..40].copy_from_slice(&self.identity.node.to_le_bytes());
@@ -68,8 +68,8 @@ pub(crate) fn seal(bytes: &mut [u8]) {
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
 }
 
-pub(crate) fn unseal(bytes: &[u8], magic: &[u8; 8]) -> Result<(), Unreadable> {
-    if bytes[..8] != magic[..] {
+pub(crate) fn unseal(bytes: &[u8], magic: [u8; 8]) -> Result<(), Unreadable> {
+    if bytes[..8] != magic {
         return Err(Unreadable::Damaged("the magic number is wrong"));
     }
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &[0; 4]);
@@ -247,5 +247,5 @@ mod tests {
     }
 
     const GOLDEN_HEADER: u32 = 0x7d68_31b2;
-    const GOLDEN_RECORD: u32 = 0xf36c30a9;
+    const GOLDEN_RECORD: u32 = 0xf36c_30a9;
 }

@@ -73,6 +73,7 @@ pub(crate) fn put_id(bytes: &mut Vec<u8>, id: Option<(u64, u64)>) {
     bytes.extend_from_slice(&term.to_le_bytes());
 }
 
+#[expect(clippy::option_option, reason = "unreadable is not absent")]
 pub(crate) fn take_id(bytes: &mut &[u8]) -> Option<Option<(u64, u64)>> {
     let id = take(bytes, 24)?;
     Some((u64_at(id, 0) == 1).then(|| (u64_at(id, 8), u64_at(id, 16))))
@@ -86,6 +87,7 @@ pub(crate) fn put_bytes(bytes: &mut Vec<u8>, value: Option<&[u8]>) {
     bytes.extend_from_slice(value.unwrap_or_default());
 }
 
+#[expect(clippy::option_option, reason = "unreadable is not absent")]
 pub(crate) fn take_bytes(bytes: &mut &[u8]) -> Option<Option<Vec<u8>>> {
     let length = u32_at(take(bytes, 4)?, 0);
     if length == u32::MAX {

@@ -33,6 +33,7 @@ struct Inner {
     writer: Mutex<Option<JoinHandle<Result<(), WriteError>>>>,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "options are made for one log")]
 impl Log {
     /// Makes an empty log in an empty or new directory. If this does not return, what it left is
     /// not a log and holds nothing.
@@ -74,23 +75,23 @@ impl Log {
 
     /// Replaces the vote. When `done` is called it is durable and in the tail marker.
     pub fn save_vote(&self, vote: Vec<u8>, done: Done) {
-        self.submit(done, |state, done| match check_size(&vote, VOTE_BYTES_MAX) {
-            Err(error) => Operation::Refused(error, done),
-            Ok(()) => {
-                state.ledger.set_vote(vote.clone());
-                Operation::Vote(vote, done)
+        self.submit(done, |state, done| {
+            if let Err(error) = check_size(&vote, VOTE_BYTES_MAX) {
+                return Operation::Refused(error, done);
             }
+            state.ledger.set_vote(vote.clone());
+            Operation::Vote(vote, done)
         });
     }
 
     /// Replaces the committed marker, some time: it is written with the next batch or at the close.
     pub fn save_committed(&self, committed: Vec<u8>) {
-        self.submit(Box::new(drop), |state, done| match check_size(&committed, NOTE_BYTES_MAX) {
-            Err(error) => Operation::Refused(error, done),
-            Ok(()) => {
-                state.ledger.committed = Some(committed.clone());
-                Operation::Committed(committed)
+        self.submit(Box::new(drop), |state, done| {
+            if let Err(error) = check_size(&committed, NOTE_BYTES_MAX) {
+                return Operation::Refused(error, done);
             }
+            state.ledger.committed = Some(committed.clone());
+            Operation::Committed(committed)
         });
     }
 

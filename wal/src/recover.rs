@@ -114,6 +114,8 @@ struct Rest {
     trimmed_bytes: u64,
 }
 
+type Loaded = (Header, Arc<dyn DataFile>, Vec<u8>);
+
 struct Replay<'a> {
     dir: &'a Path,
     files: &'a dyn Files,
@@ -240,7 +242,7 @@ impl<'a> Replay<'a> {
         Ok(Found { path, segment, fresh, bytes, end, start, ended })
     }
 
-    fn load(&self, path: &Path) -> Result<(Header, Arc<dyn DataFile>, Vec<u8>), OpenError> {
+    fn load(&self, path: &Path) -> Result<Loaded, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let file = match self.files.open(path) {
             Ok(file) => file,

@@ -158,14 +158,12 @@ impl Supply {
     }
 
     fn fill(&mut self, chunk: u64, sync: bool) -> io::Result<()> {
-        let (spare, filled) = match self.filling.take() {
-            Some(filling) => filling,
-            None => {
-                let path = self.next_path();
-                (Spare { file: self.files.create(&path)?, path, fresh: true }, 0)
-            }
-        };
-        let (spare, filled) = self.filling.insert((spare, filled));
+        if self.filling.is_none() {
+            let path = self.next_path();
+            let file = self.files.create(&path)?;
+            self.filling = Some((Spare { path, file, fresh: true }, 0));
+        }
+        let (spare, filled) = self.filling.as_mut().expect("it was just made");
         let upto = (*filled + chunk).min(self.segment_bytes);
         write_zeros(spare.file.as_ref(), *filled, upto)?;
         if sync {

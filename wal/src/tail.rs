@@ -13,7 +13,7 @@ use crate::files::{DataFile, Files};
 use crate::format::{self, Unreadable, identity_at, u64_at};
 use crate::ledger::{put_bytes, put_id, take, take_bytes, take_id};
 
-const MAGIC: &[u8; 8] = b"STRMTAIL";
+const MAGIC: [u8; 8] = *b"STRMTAIL";
 const SLOT_BYTES: usize = 4096;
 const FILE: &str = "tail";
 
@@ -127,7 +127,7 @@ impl Tail {
 
     fn encode(&self, count: u64, mark: &Mark) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(SLOT_BYTES);
-        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&format::VERSION.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&self.identity.cluster);
