@@ -96,7 +96,7 @@ mod tests {
     use crate::fake::Fake;
 
     fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(60)
+        Instant::now() + Duration::from_mins(1)
     }
 
     /// What one call does when its attempts end in these faults, and then in success.

@@ -74,3 +74,28 @@ async fn the_last_clone_to_go_releases_the_file() -> Result {
     again.close().await;
     Ok(())
 }
+
+/// A token file of today, its share, its canary and its blob open for as long as there is format 1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_formats_do_not_change() -> Result {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("token");
+    std::fs::write(&path, include_bytes!("../golden/token-v1"))?;
+    let slot = Place::Embedded(path).open();
+    slot.node_keys("one").await?;
+    for _ in 0..2 {
+        let sealed = hex::decode(SEALED)?;
+        let opened = slot.unwrap(KEK, sealed, b"its place".to_vec()).await?;
+        opened.expose(|key| assert_eq!(key, b"a data key"));
+        // Once more, from the share.
+        slot.forget(KEK).await?;
+        let share = include_bytes!("../golden/share-v1").to_vec();
+        slot.accept_share(KEK, share, hex::decode(CANARY)?).await?;
+    }
+    slot.close().await;
+    Ok(())
+}
+
+const SEALED: &str = "60220e09c5ffc7c48b5e1fecce99180148a7535f1aad29853809137368a9f23b5d4ed72dbd89";
+const CANARY: &str = "384853a1dd69b6986f9903f33aa3fa52d291cf3ac36248a09b9d411a89b2cfec\
+    a252cb4d1b5b43d8d7dcb0fbf4bd861dffc3190183b4b8c397dc9bf3";
