@@ -43,10 +43,8 @@ impl<R: Records> Applying<'_, R> {
             revision: self.revision,
         };
         self.add_version(key.id, Version::FIRST, &new.wrapped)?;
-        self.queue_rotation(&key);
         self.draft.put(at::key_name(key.id), &(&new.namespace, &new.name));
-        self.draft.put(record, &key);
-        Ok(Receipt::Key(Box::new(key)))
+        self.changed(key)
     }
 
     pub(super) fn update_key(
@@ -71,9 +69,7 @@ impl<R: Records> Applying<'_, R> {
             };
         }
         if let Some(period) = patch.rotation_period {
-            self.unqueue_rotation(&key);
             key.rotation = period.map(|period| Rotation { period, next_at: self.now.plus(period) });
-            self.queue_rotation(&key);
         }
         if let Some(protection) = patch.deletion_protection {
             key.deletion_protection = protection;
@@ -96,11 +92,9 @@ impl<R: Records> Applying<'_, R> {
         }
         key.primary = from.next();
         self.add_version(key.id, key.primary, wrapped)?;
-        self.unqueue_rotation(&key);
         if let Some(rotation) = &mut key.rotation {
             rotation.next_at = self.now.plus(rotation.period);
         }
-        self.queue_rotation(&key);
         self.changed(key)
     }
 
@@ -151,7 +145,6 @@ impl<R: Records> Applying<'_, R> {
         let at = self.doomsday(after)?;
         key.state = KeyState::DestructionScheduled { at };
         self.draft.put(at::due(Due::DestroyKey, at, key.id, WHOLE), &());
-        self.unqueue_rotation(&key);
         self.changed(key)
     }
 
@@ -163,7 +156,6 @@ impl<R: Records> Applying<'_, R> {
         };
         self.draft.remove(at::due(Due::DestroyKey, at, key.id, WHOLE));
         key.state = KeyState::Disabled;
-        self.queue_rotation(&key);
         self.changed(key)
     }
 
@@ -361,7 +353,19 @@ impl<R: Records> Applying<'_, R> {
     fn changed(&mut self, mut key: Key) -> Result<Receipt, Stop> {
         key.updated_at = self.now;
         key.revision = self.revision;
-        self.draft.put(at::key(&key.namespace, &key.name), &key);
+        let record = at::key(&key.namespace, &key.name);
+        let before = read::<Key>(&self.draft, &record)?.and_then(|key| rotates_at(&key));
+        let after = rotates_at(&key);
+        if before != after {
+            let queued = |next_at| at::due(Due::Rotate, next_at, key.id, WHOLE);
+            if let Some(next_at) = before {
+                self.draft.remove(queued(next_at));
+            }
+            if let Some(next_at) = after {
+                self.draft.put(queued(next_at), &());
+            }
+        }
+        self.draft.put(record, &key);
         Ok(Receipt::Key(Box::new(key)))
     }
 
@@ -375,16 +379,15 @@ impl<R: Records> Applying<'_, R> {
         }
         Ok(self.now.plus(after))
     }
+}
 
-    fn queue_rotation(&mut self, key: &Key) {
-        if let Some(rotation) = key.rotation {
-            self.draft.put(at::due(Due::Rotate, rotation.next_at, key.id, WHOLE), &());
-        }
-    }
-
-    fn unqueue_rotation(&mut self, key: &Key) {
-        if let Some(rotation) = key.rotation {
-            self.draft.remove(at::due(Due::Rotate, rotation.next_at, key.id, WHOLE));
+/// When a key stands in the queue of rotations. Only an enabled key does: one that can not be
+/// rotated would be found due for ever, ahead of those that can.
+fn rotates_at(key: &Key) -> Option<Time> {
+    match key.state {
+        KeyState::Enabled => key.rotation.map(|rotation| rotation.next_at),
+        KeyState::Disabled | KeyState::DestructionScheduled { .. } | KeyState::Destroyed { .. } => {
+            None
         }
     }
 }
