@@ -13,6 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::{CryptoError, CryptographicFailure};
 
+/// The domain of signatures over members' statements.
+pub const MEMBER: &str = "member";
+
 /// The private key of an operator; the CLI holds it for one command.
 pub struct OperatorKey(SigningKey);
 

@@ -1,1 +1,108 @@
-fn main() {}
+//! The binary `strongroom`: a server, and the commands that talk to one.
+//!
+//! What happens on this machine is here (`server`, `dev`, `init`, `join`, `hsm probe`); what talks
+//! to a cluster is in the crate `cli`.
+
+mod admin;
+mod commands;
+mod config;
+mod dev;
+mod environment;
+mod local;
+mod membership;
+mod metrics_listener;
+mod process;
+mod server;
+mod telemetry;
+mod tls;
+mod waiting;
+mod wire_service;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Config;
+
+/// A key management service that runs as a Raft cluster; every node has its own HSM slot.
+#[derive(Debug, Parser)]
+#[command(name = "strongroom", version, propagate_version = true)]
+struct Arguments {
+    #[command(flatten)]
+    global: cli::Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one node
+    Server {
+        #[arg(long, value_name = "F")]
+        config: PathBuf,
+    },
+    /// Run a whole cluster on this machine, to try it
+    Dev(dev::Dev),
+    /// Found a cluster on the node that runs here
+    Init(commands::Init),
+    /// Let the node that runs here join a cluster
+    Join(commands::Join),
+    /// Look at the HSM slot of this machine
+    #[command(subcommand)]
+    Hsm(HsmCommand),
+    #[command(flatten)]
+    Cluster(cli::Command),
+}
+
+#[derive(Debug, Subcommand)]
+enum HsmCommand {
+    /// Say whether and how a token will serve
+    Probe(commands::Probe),
+}
+
+fn main() -> ExitCode {
+    let Arguments { global, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return cli::usage(&error),
+    };
+    match command {
+        Command::Server { config } => server(&config),
+        Command::Dev(dev) => block_on(dev::run(dev)),
+        Command::Init(init) => block_on(commands::init(init)),
+        Command::Join(join) => block_on(commands::join(join)),
+        Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(probe),
+        Command::Cluster(cli::Command::Completions { shell }) => {
+            cli::completions(shell, Arguments::command());
+            ExitCode::SUCCESS
+        }
+        Command::Cluster(command) => block_on(cli::run(command, global)),
+    }
+}
+
+fn server(file: &std::path::Path) -> ExitCode {
+    let config = match Config::read(file) {
+        Ok(config) => config,
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            return ExitCode::from(1);
+        }
+    };
+    if let Err(error) = environment::apply(&config.hsm.environment) {
+        eprintln!("strongroom server: [hsm.environment] can not be applied: {error}");
+        return ExitCode::from(1);
+    }
+    telemetry::log(&config.log);
+    telemetry::metrics();
+    block_on(server::run(config))
+}
+
+fn block_on(future: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(future),
+        Err(error) => {
+            eprintln!("strongroom: the runtime does not start: {error}");
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The server's end of the socket.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Found, Founding, Join, NodeView, Unsigned};
+
+/// How far the node is, for those who look.
+#[derive(Clone, Debug)]
+pub(crate) struct Stage {
+    pub(crate) phase: &'static str,
+    pub(crate) node_id: Option<u64>,
+    pub(crate) note: Option<String>,
+}
+
+/// What a node without a cluster is asked to do; the answer is a reason when it is not done.
+pub(crate) enum Ask {
+    Prepare(oneshot::Sender<Result<Unsigned, String>>),
+    Found(Found, oneshot::Sender<Result<Founding, String>>),
+    Join(Join, oneshot::Sender<Result<(), String>>),
+}
+
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) name: String,
+    pub(crate) fingerprint: String,
+    pub(crate) stage: watch::Receiver<Stage>,
+    pub(crate) asks: mpsc::Sender<Ask>,
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(path: PathBuf, admin: Admin) -> std::io::Result<()> {
+    // The data directory is held by this process: a socket in it is a left-over.
+    if path.exists() {
+        std::fs::remove_file(&path)?;
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let router = Router::new()
+        .route("/v1/node", get(node))
+        .route("/v1/init/prepare", post(prepare))
+        .route("/v1/init", post(found))
+        .route("/v1/join", post(join))
+        .with_state(admin);
+    axum::serve(listener, router).await
+}
+
+async fn node(State(admin): State<Admin>) -> Json<NodeView> {
+    let Stage { phase, node_id, note } = admin.stage.borrow().clone();
+    let (name, fingerprint) = (admin.name, admin.fingerprint);
+    Json(NodeView { name, phase: phase.into(), node_id, fingerprint, note })
+}
+
+async fn prepare(State(admin): State<Admin>) -> Response {
+    ask(&admin, Ask::Prepare).await
+}
+
+async fn found(State(admin): State<Admin>, Json(found): Json<Found>) -> Response {
+    ask(&admin, |answer| Ask::Found(found, answer)).await
+}
+
+async fn join(State(admin): State<Admin>, Json(join): Json<Join>) -> Response {
+    ask(&admin, |answer| Ask::Join(join, answer)).await
+}
+
+async fn ask<T: serde::Serialize>(
+    admin: &Admin,
+    ask: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Ask,
+) -> Response {
+    let (answer, answered) = oneshot::channel();
+    let sent = admin.asks.send(ask(answer)).await;
+    let outcome = match sent {
+        Ok(()) => answered.await.unwrap_or_else(|_| Err("it was not done".into())),
+        Err(_) => Err("this node belongs to a cluster already".into()),
+    };
+    match outcome {
+        Ok(value) => Json(value).into_response(),
+        Err(why) => (StatusCode::CONFLICT, why).into_response(),
+    }
+}

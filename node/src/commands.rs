@@ -1,0 +1,160 @@
+//! Commands that touch this machine: they speak to a server over its admin socket, or to its slot.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crypto::sign::OperatorKey;
+use hsm::{Slot, TokenConfig};
+use secrecy::SecretString;
+
+use crate::admin::AdminClient;
+use crate::config::{Config, Token};
+use crate::{environment, membership};
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Init {
+    /// The configuration of the server that runs here
+    #[arg(long, value_name = "F")]
+    config: PathBuf,
+    /// An operator's private key (PKCS#8 PEM, Ed25519); once for each operator. Made where there is
+    /// no such file
+    #[arg(long = "operator-key", value_name = "FILE", required = true)]
+    operator_keys: Vec<PathBuf>,
+    /// How many operators have to sign for a new member
+    #[arg(long, default_value_t = 1)]
+    threshold: u16,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Join {
+    /// The configuration of the server that runs here
+    #[arg(long, value_name = "F")]
+    config: PathBuf,
+    /// The join token, or `-` to read it from standard input
+    #[arg(long)]
+    token: String,
+    /// The peer address of a member; more than one may be given
+    #[arg(long = "peer", value_name = "HOST:PORT", required = true)]
+    peers: Vec<String>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Probe {
+    /// The configuration whose [hsm] is looked at
+    #[arg(long, value_name = "F")]
+    config: PathBuf,
+}
+
+pub(crate) async fn init(init: Init) -> ExitCode {
+    done(found(init).await)
+}
+
+async fn found(Init { config, operator_keys, threshold }: Init) -> Result<(), String> {
+    let admin = admin(&config)?;
+    if !(1..=operator_keys.len()).contains(&usize::from(threshold)) {
+        let keys = operator_keys.len();
+        return Err(format!("--threshold {threshold} does not fit {keys} operator keys"));
+    }
+    for path in operator_keys.iter().filter(|path| !path.exists()) {
+        let key = OperatorKey::generate().map_err(|error| error.to_string())?;
+        crate::dev::secret_file(path, key.to_pem().as_bytes())
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        eprintln!("made the operator key {}: keep it away from the nodes", path.display());
+    }
+    let founded = membership::initialise(&admin, &operator_keys, threshold).await?;
+    eprintln!("the cluster {} stands, on one node", founded.cluster_id);
+    eprintln!("its bootstrap token has every duty: make others, then revoke it");
+    let answer = serde_json::to_string_pretty(&founded).map_err(|error| error.to_string())?;
+    println!("{answer}");
+    Ok(())
+}
+
+pub(crate) async fn join(join: Join) -> ExitCode {
+    done(ask_to_join(join).await)
+}
+
+async fn ask_to_join(Join { config, token, peers }: Join) -> Result<(), String> {
+    let admin = admin(&config)?;
+    let token = if token == "-" {
+        std::io::read_to_string(std::io::stdin()).map_err(|error| error.to_string())?
+    } else {
+        token
+    };
+    admin.join(token.trim(), &peers).await?;
+    let mut told = None;
+    loop {
+        let node = admin.node().await?;
+        let told_now = (node.phase.clone(), node.note.clone());
+        if told.as_ref() != Some(&told_now) {
+            match (node.phase.as_str(), &node.note) {
+                ("serving", _) => {
+                    println!("{}", node.node_id.unwrap_or_default());
+                    eprintln!("{} serves as node {}", node.name, node.node_id.unwrap_or_default());
+                    return Ok(());
+                }
+                ("uninitialised", Some(why)) => return Err(why.clone()),
+                ("awaiting_approval", _) => eprintln!(
+                    "an operator has to approve {} with the fingerprint\n  {}",
+                    node.name, node.fingerprint
+                ),
+                (phase, Some(why)) => eprintln!("{phase}: {why}"),
+                (phase, None) => eprintln!("{phase}"),
+            }
+            told = Some(told_now);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Whether a token will serve. Opening it logs in once.
+pub(crate) fn probe(Probe { config }: Probe) -> ExitCode {
+    let config = match Config::read(&config) {
+        Ok(config) => config,
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            return ExitCode::from(1);
+        }
+    };
+    if let Err(error) = environment::apply(&config.hsm.environment) {
+        return done(Err(format!("[hsm.environment] can not be applied: {error}")));
+    }
+    crate::block_on(async { done(look_at_slot(config).await) })
+}
+
+async fn look_at_slot(config: Config) -> Result<(), String> {
+    let pin = std::fs::read_to_string(&config.hsm.pin_file)
+        .map_err(|error| format!("{}: {error}", config.hsm.pin_file.display()))?;
+    let pin = SecretString::from(pin.trim_end().to_owned());
+    let token = match config.hsm.token {
+        Token::Embedded { path } => TokenConfig::Embedded { path, pin },
+        Token::Pkcs11 { module, token_label, serial } => {
+            TokenConfig::Pkcs11 { module, token_label, serial, pin }
+        }
+    };
+    let opened = tokio::task::spawn_blocking(|| Slot::open(token, hsm::Options::default())).await;
+    let slot = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let info = slot.info();
+    println!("kind     {}", info.kind);
+    println!("label    {}", info.label);
+    println!("serial   {}", info.serial);
+    println!("model    {}", info.model);
+    println!("profile  {}", info.profile);
+    slot.close().await;
+    Ok(())
+}
+
+fn admin(config: &std::path::Path) -> Result<AdminClient, String> {
+    let config = Config::read(config).map_err(|wrong| wrong.to_string())?;
+    Ok(AdminClient::new(config.data_dir.join("admin.sock")))
+}
+
+fn done(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("strongroom: {why}");
+            ExitCode::from(1)
+        }
+    }
+}

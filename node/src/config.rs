@@ -1,0 +1,298 @@
+//! The configuration file: the only reader of TOML.
+//!
+//! Every reason why a file is wrong is told at once, with its line. There are deliberately no
+//! environment variables that override it: what a node runs with is what the file says.
+
+mod reader;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reader::{Reader, Section};
+
+/// All that a server is told.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    /// Where this was read from.
+    pub(crate) file: PathBuf,
+    pub(crate) name: String,
+    pub(crate) zone: Option<String>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) api: Endpoint,
+    pub(crate) peers: Endpoint,
+    pub(crate) admin_listen: SocketAddr,
+    /// Without it the cluster's own CA issues and renews the certificate.
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) hsm: Hsm,
+    pub(crate) raft: RaftTimes,
+    pub(crate) log: Log,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Endpoint {
+    pub(crate) listen: SocketAddr,
+    /// `host:port` under which others reach it.
+    pub(crate) advertise: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TlsFiles {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Hsm {
+    pub(crate) token: Token,
+    pub(crate) pin_file: PathBuf,
+    pub(crate) workers: usize,
+    pub(crate) deadline: Duration,
+    /// What the PKCS#11 module reads; applied by re-executing the process.
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Token {
+    Embedded { path: PathBuf },
+    Pkcs11 { module: PathBuf, token_label: String, serial: Option<String> },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RaftTimes {
+    pub(crate) heartbeat: Duration,
+    pub(crate) election_min: Duration,
+    pub(crate) election_max: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Log {
+    pub(crate) format: LogFormat,
+    /// A level, or a `tracing` filter such as `info,raft_store=debug`.
+    pub(crate) level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum LogFormat {
+    Json,
+    Text,
+}
+
+/// Every reason why a file is not a configuration.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Wrong {
+    file: PathBuf,
+    /// In the order of their lines; line 0 is about the file itself.
+    reasons: Vec<(usize, String)>,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        for (position, (line, reason)) in self.reasons.iter().enumerate() {
+            if position > 0 {
+                writeln!(f)?;
+            }
+            match line {
+                0 => write!(f, "{file}: {reason}")?,
+                line => write!(f, "{file}:{line}: {reason}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    pub(crate) fn read(file: &Path) -> Result<Self, Wrong> {
+        let wrong = |reasons| Wrong { file: file.to_path_buf(), reasons };
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| wrong(vec![(0, format!("can not be read: {error}"))]))?;
+        Self::parse(&text, file).map_err(wrong)
+    }
+
+    fn parse(text: &str, file: &Path) -> Result<Self, Vec<(usize, String)>> {
+        let mut reader = Reader::new(text);
+        let root = reader.root();
+
+        let mut node = reader.section(&root, "node", true);
+        let name = reader.required(&mut node, "name", name);
+        let zone = reader.optional(&mut node, "zone", name);
+        let data_dir = reader.required(&mut node, "data_dir", path);
+        reader.finish(node);
+
+        let api = endpoint(&mut reader, &root, "api");
+        let peers = endpoint(&mut reader, &root, "peers");
+
+        let mut admin = reader.section(&root, "admin", true);
+        let admin_listen = reader.required(&mut admin, "listen", address);
+        reader.finish(admin);
+
+        let tls = root.has("tls").then(|| {
+            let mut section = reader.section(&root, "tls", true);
+            let certificate = reader.required(&mut section, "certificate", path);
+            let key = reader.required(&mut section, "key", path);
+            reader.finish(section);
+            Some(TlsFiles { certificate: certificate?, key: key? })
+        });
+
+        let hsm = hsm(&mut reader, &root);
+
+        let mut section = reader.section(&root, "raft", false);
+        let raft = RaftTimes {
+            heartbeat: reader.defaulted(&mut section, "heartbeat", "60ms", duration),
+            election_min: reader.defaulted(&mut section, "election_min", "250ms", duration),
+            election_max: reader.defaulted(&mut section, "election_max", "500ms", duration),
+        };
+        if raft.election_min >= raft.election_max || raft.heartbeat * 2 > raft.election_min {
+            reader.wrong(
+                section.line(),
+                "[raft]: `election_min` must be below `election_max` and at least twice `heartbeat`",
+            );
+        }
+        reader.finish(section);
+
+        let mut section = reader.section(&root, "log", false);
+        let log = Log {
+            format: reader.defaulted(&mut section, "format", "json", log_format),
+            level: reader.defaulted(&mut section, "level", "info", level),
+        };
+        reader.finish(section);
+
+        reader.finish(root);
+        let reasons = reader.reasons();
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        let whole = || {
+            Some(Self {
+                file: file.to_path_buf(),
+                name: name?,
+                zone,
+                data_dir: data_dir?,
+                api: api?,
+                peers: peers?,
+                admin_listen: admin_listen?,
+                tls: match tls {
+                    Some(files) => Some(files?),
+                    None => None,
+                },
+                hsm: hsm?,
+                raft,
+                log,
+            })
+        };
+        Ok(whole().expect("what is missing was told as a reason"))
+    }
+}
+
+fn endpoint(
+    reader: &mut Reader<'_>,
+    root: &Section<'_>,
+    section: &'static str,
+) -> Option<Endpoint> {
+    let mut section = reader.section(root, section, true);
+    let listen = reader.required(&mut section, "listen", address);
+    let advertise = reader.optional(&mut section, "advertise", host_and_port);
+    let line = section.line();
+    reader.finish(section);
+    let listen = listen?;
+    if advertise.is_none() && listen.ip().is_unspecified() {
+        reader.wrong(line, "`advertise` is needed where `listen` is not one address");
+        return None;
+    }
+    Some(Endpoint { listen, advertise: advertise.unwrap_or_else(|| listen.to_string()) })
+}
+
+fn hsm(reader: &mut Reader<'_>, root: &Section<'_>) -> Option<Hsm> {
+    let mut section = reader.section(root, "hsm", true);
+    let kind = reader.required(&mut section, "kind", |text| match text {
+        "embedded" | "pkcs11" => Ok(text.to_owned()),
+        _ => Err("must be \"embedded\" or \"pkcs11\"".into()),
+    });
+    let token = match kind.as_deref() {
+        Some("embedded") => {
+            reader.required(&mut section, "path", path).map(|path| Token::Embedded { path })
+        }
+        Some("pkcs11") => {
+            let module = reader.required(&mut section, "module", path);
+            let token_label = reader
+                .required(&mut section, "token_label", |text| Ok::<_, String>(text.to_owned()));
+            let serial =
+                reader.optional(&mut section, "serial", |text| Ok::<_, String>(text.to_owned()));
+            module.zip(token_label).map(|(module, token_label)| Token::Pkcs11 {
+                module,
+                token_label,
+                serial,
+            })
+        }
+        // The other keys depend on the kind: nothing more can be said of them.
+        _ => {
+            section.skip_rest();
+            None
+        }
+    };
+    let pin_file = if token.is_some() || kind.is_some() {
+        reader.required(&mut section, "pin_file", path)
+    } else {
+        None
+    };
+    let workers = reader.defaulted(&mut section, "workers", "4", |text| {
+        text.parse().ok().filter(|n| (1..=256).contains(n)).ok_or("must be from 1 to 256".into())
+    });
+    let deadline = reader.defaulted(&mut section, "deadline", "5s", duration);
+    let environment = reader.strings(&mut section, "environment");
+    reader.finish(section);
+    Some(Hsm { token: token?, pin_file: pin_file?, workers, deadline, environment })
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=63).contains(&text.len()) && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 63 letters, digits, `-`, `_` or `.`".into())
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("must not be empty".into()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8443".into())
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(1..)) => Ok(text.to_owned()),
+        Some(Ok(0) | Err(_)) | None => Err("must be a host and a port, such as n1:8443".into()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than nothing".into()),
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("must be a duration such as \"60ms\" or \"5s\"".into()),
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "json" => Ok(LogFormat::Json),
+        "text" => Ok(LogFormat::Text),
+        _ => Err("must be \"json\" or \"text\"".into()),
+    }
+}
+
+fn level(text: &str) -> Result<String, String> {
+    tracing_subscriber::EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|_| "must be error, warn, info, debug, trace or a filter of them".into())
+}
+
+#[cfg(test)]
+mod tests;

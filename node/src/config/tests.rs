@@ -1,0 +1,80 @@
+use super::*;
+
+const GOOD: &str = r#"
+[node]
+name = "n1"
+zone = "a"
+data_dir = "/d"
+[api]
+listen = "127.0.0.1:8443"
+[peers]
+listen = "0.0.0.0:8444"
+advertise = "n1.example:8444"
+[admin]
+listen = "127.0.0.1:8445"
+[hsm]
+kind = "pkcs11"
+module = "/lib/p11.so"
+token_label = "n1"
+pin_file = "/d/pin"
+[hsm.environment]
+SOFTHSM2_CONF = "/d/softhsm2.conf"
+[raft]
+election_max = "1s"
+"#;
+
+fn reasons(text: &str) -> Vec<(usize, String)> {
+    Config::parse(text, Path::new("f")).expect_err("must be refused")
+}
+
+#[test]
+fn a_good_file_is_read_whole() {
+    let config = Config::parse(GOOD, Path::new("f")).unwrap();
+    assert_eq!(config.name, "n1");
+    assert_eq!(config.api.advertise, "127.0.0.1:8443");
+    assert_eq!(config.peers.advertise, "n1.example:8444");
+    assert_eq!(config.raft.election_max, Duration::from_secs(1));
+    assert_eq!(config.raft.heartbeat, Duration::from_millis(60));
+    assert_eq!(config.hsm.environment["SOFTHSM2_CONF"], "/d/softhsm2.conf");
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn every_reason_is_told_at_once_with_its_line() {
+    let text = GOOD
+        .replace("name = \"n1\"\nzone", "nam = \"n1\"\nzone")
+        .replace("127.0.0.1:8445", "here")
+        .replace("election_max = \"1s\"", "election_max = \"soon\"\n[extra]");
+    let lines: Vec<_> = reasons(&text)
+        .into_iter()
+        .map(|(line, reason)| format!("{line} {}", reason.split(';').next().unwrap()))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "2 node.name is missing",
+            "3 node.nam is unknown",
+            "12 admin.listen must be an IP address and a port, such as 127.0.0.1:8443",
+            "21 raft.election_max must be a duration such as \"60ms\" or \"5s\"",
+            "22 extra is unknown",
+        ]
+    );
+}
+
+#[test]
+fn what_only_together_is_wrong() {
+    for (find, replace, expected) in [
+        ("advertise = \"n1.example:8444\"\n", "", "`advertise` is needed"),
+        ("election_max = \"1s\"", "election_max = \"100ms\"", "`election_min` must be below"),
+        ("kind = \"pkcs11\"", "kind = \"paper\"", "must be \"embedded\" or \"pkcs11\""),
+        ("[admin]\nlisten = \"127.0.0.1:8445\"\n", "", "the section [admin] is missing"),
+        ("zone = \"a\"", "zone = 1.5", "expected a string, got float"),
+        ("zone = \"a\"", "zone = ", ""),
+    ] {
+        let reasons = reasons(&GOOD.replace(find, replace));
+        assert!(
+            reasons.iter().any(|(_, reason)| reason.contains(expected)),
+            "{expected}: {reasons:?}"
+        );
+    }
+}

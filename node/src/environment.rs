@@ -1,0 +1,19 @@
+//! `[hsm.environment]`: PKCS#11 modules read environment variables, some of them while they are
+//! loaded. They are applied by executing this program again with them set, before any thread runs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Returns when the variables are set already; otherwise it does not return, but for an error.
+pub(crate) fn apply(wanted: &BTreeMap<String, String>) -> io::Result<()> {
+    let set = wanted.iter().all(|(name, value)| {
+        std::env::var_os(name).is_some_and(|present| present == std::ffi::OsStr::new(value))
+    });
+    if set {
+        return Ok(());
+    }
+    let program = std::env::current_exe()?;
+    Err(Command::new(program).args(std::env::args_os().skip(1)).envs(wanted).exec())
+}

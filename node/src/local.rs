@@ -1,0 +1,244 @@
+//! What a node keeps about itself in its data directory, beside the replica: which cluster it
+//! belongs to, under which id, and the operators it believes. Written once, at init or join.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use custody::cluster::Pinned;
+use domain::{ClusterId, Lineage, Member, NodeId, Operators};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::config::TlsFiles;
+
+const FILE: &str = "node.json";
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Error)]
+pub(crate) enum LocalError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{} is in use by another strongroom server", .0.display())]
+    InUse(PathBuf),
+    #[error("{}: {why}", path.display())]
+    Unreadable { path: PathBuf, why: String },
+    #[error(
+        "{} belongs to the node {found:?}, this configuration names {expected:?}: give it the \
+         data directory of its own node", path.display()
+    )]
+    Foreign { path: PathBuf, found: String, expected: String },
+    #[error(
+        "{} is not empty and holds no {FILE}: it is not a data directory of strongroom. Name an \
+         empty directory", .0.display()
+    )]
+    NotOurs(PathBuf),
+}
+
+/// A node that belongs to a cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Local {
+    pub(crate) node: NodeId,
+    pub(crate) name: String,
+    pub(crate) cluster: ClusterId,
+    pub(crate) pinned: Pinned,
+    /// The members that admitted this one: whom it knows until its own state tells more.
+    pub(crate) seeds: Vec<Member>,
+}
+
+/// The data directory, held by this process.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    format: u32,
+    node_id: u64,
+    name: String,
+    cluster_id: String,
+    lineage_id: String,
+    operators: Vec<String>,
+    threshold: u16,
+    seeds: Vec<String>,
+}
+
+impl DataDir {
+    /// Makes the directory if there is none, and holds it against a second server.
+    pub(crate) fn hold(path: &Path) -> Result<Self, LocalError> {
+        let io = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| LocalError::Io { path, source }
+        };
+        fs::create_dir_all(path).map_err(io(path))?;
+        let ours = [FILE, "LOCK"].iter().any(|file| path.join(file).exists());
+        let mut entries = fs::read_dir(path).map_err(io(path))?;
+        if !ours && entries.any(|entry| entry.is_ok_and(|entry| !is_harmless(&entry.file_name()))) {
+            return Err(LocalError::NotOurs(path.to_path_buf()));
+        }
+        let file = path.join("LOCK");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&file)
+            .map_err(io(&file))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => Err(LocalError::InUse(path.to_path_buf())),
+            Err(fs::TryLockError::Error(source)) => Err(LocalError::Io { path: file, source }),
+        }
+    }
+
+    pub(crate) fn replica(&self) -> PathBuf {
+        self.path.join("replica")
+    }
+
+    /// Where a certificate that the cluster issued is kept, with its key.
+    pub(crate) fn certificate(&self) -> TlsFiles {
+        TlsFiles { certificate: self.path.join("tls.crt"), key: self.path.join("tls.key") }
+    }
+
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.path.join("admin.sock")
+    }
+
+    /// What was written at init or join; `None` before.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Local>, LocalError> {
+        let path = self.path.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(LocalError::Io { path, source }),
+        };
+        let document: Document = serde_json::from_slice(&text)
+            .map_err(|why| LocalError::Unreadable { path: path.clone(), why: why.to_string() })?;
+        if document.name != name {
+            let expected = name.to_owned();
+            return Err(LocalError::Foreign { path, found: document.name, expected });
+        }
+        match Local::from_document(document) {
+            Some(local) => Ok(Some(local)),
+            None => {
+                let why = format!("it is not of format {FORMAT}, or a field is malformed");
+                Err(LocalError::Unreadable { path, why })
+            }
+        }
+    }
+
+    /// Written durably: from here on the node is a member.
+    pub(crate) fn write(&self, local: &Local) -> Result<(), LocalError> {
+        let path = self.path.join(FILE);
+        let text = serde_json::to_vec_pretty(&local.to_document()).expect("a plain document");
+        let write = || {
+            let fresh = self.path.join("node.json.tmp");
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&fresh)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| LocalError::Io { path: path.clone(), source })
+    }
+}
+
+/// What may be in a directory before the first start: the token, its PIN, a configuration.
+fn is_harmless(name: &std::ffi::OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name == "lost+found"
+        || name == "pin"
+        || name == "tokens"
+        || name.starts_with("token")
+        || name.ends_with(".toml")
+        || name.ends_with(".conf")
+        || name.ends_with(".log")
+}
+
+impl Local {
+    fn to_document(&self) -> Document {
+        let Pinned { lineage, operators } = &self.pinned;
+        Document {
+            format: FORMAT,
+            node_id: self.node.0,
+            name: self.name.clone(),
+            cluster_id: self.cluster.to_string(),
+            lineage_id: lineage.to_string(),
+            operators: operators.keys.iter().map(|key| STANDARD.encode(key)).collect(),
+            threshold: operators.threshold,
+            seeds: self.seeds.iter().map(|seed| STANDARD.encode(domain::encode(seed))).collect(),
+        }
+    }
+
+    fn from_document(document: Document) -> Option<Self> {
+        if document.format != FORMAT {
+            return None;
+        }
+        let keys: Option<Vec<[u8; 32]>> = document
+            .operators
+            .iter()
+            .map(|key| STANDARD.decode(key).ok()?.try_into().ok())
+            .collect();
+        let seeds: Option<Vec<Member>> = document
+            .seeds
+            .iter()
+            .map(|seed| domain::decode(&STANDARD.decode(seed).ok()?).ok())
+            .collect();
+        Some(Self {
+            node: NodeId(document.node_id),
+            name: document.name,
+            cluster: ClusterId::parse(&document.cluster_id)?,
+            pinned: Pinned {
+                lineage: Lineage::parse(&document.lineage_id)?,
+                operators: Operators { keys: keys?, threshold: document.threshold },
+            },
+            seeds: seeds?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_others_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let held = DataDir::hold(&path).unwrap();
+        assert!(matches!(DataDir::hold(&path), Err(LocalError::InUse(_))));
+        assert!(held.read("n1").unwrap().is_none());
+        let local = Local {
+            node: NodeId(3),
+            name: "n1".into(),
+            cluster: ClusterId([1; 16]),
+            pinned: Pinned {
+                lineage: Lineage([2; 16]),
+                operators: Operators { keys: vec![[3; 32]], threshold: 1 },
+            },
+            seeds: Vec::new(),
+        };
+        held.write(&local).unwrap();
+        let read = held.read("n1").unwrap().unwrap();
+        assert_eq!((read.node, read.cluster), (local.node, local.cluster));
+        assert_eq!(read.pinned, local.pinned);
+        assert!(matches!(held.read("n2"), Err(LocalError::Foreign { .. })));
+
+        let other = dir.path().join("home");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("thesis.tex"), "x").unwrap();
+        assert!(matches!(DataDir::hold(&other), Err(LocalError::NotOurs(_))));
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 1, "a refusal leaves nothing behind");
+    }
+}

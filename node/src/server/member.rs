@@ -1,0 +1,281 @@
+//! A node that belongs to a cluster: the wire, the replica, the service, the API; and, at the end,
+//! the same in reverse.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use custody::cluster::{self, Admitted, CertificateOptions, Founded, Roster, SlotIdentity};
+use custody::{Custody, NodeInfo};
+use domain::{ClusterId, NodeId};
+use peers::Peers;
+use raft_store::Replica;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{DRAIN, FOUND, Node, founding};
+use crate::admin::{Founding, Stage};
+use crate::config::{Config, TlsFiles};
+use crate::dev::secret_file;
+use crate::local::Local;
+use crate::tls::Certificate;
+use crate::wire_service::{ToLeader, WireService};
+
+/// How often files of a configured certificate are looked at.
+const RELOAD: Duration = Duration::from_secs(10);
+
+/// How the node comes to belong to its cluster.
+pub(super) enum Begin {
+    Resume(Local),
+    Found { founded: Box<Founded>, answer: oneshot::Sender<Result<Founding, String>> },
+    Join(Box<Admitted>),
+}
+
+pub(super) struct Starting {
+    pub(super) node: Node,
+    pub(super) begin: Begin,
+    pub(super) api: TcpListener,
+    pub(super) peers: TcpListener,
+}
+
+pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(), String> {
+    let Starting { node, begin, api, peers: peers_listener } = starting;
+    let local = local(&begin, &node.config);
+    node.stage.send_replace(Stage { phase: "recovering", node_id: Some(local.node.0), note: None });
+
+    let roster = Arc::new(Roster::new(local.node, local.pinned.clone(), local.seeds.clone()));
+    let identity = SlotIdentity::new(node.slot.clone(), node.keys.identity_spki.clone());
+    let peers =
+        Peers::new(Arc::new(identity), roster.clone(), peers::Options::default()).map_err(text)?;
+    let service = Arc::new(WireService::default());
+
+    let config = replica_config(&node, &local);
+    let replica = match &begin {
+        Begin::Resume(_) => {
+            let (replica, report) =
+                Replica::open(config, peers.clone(), roster.clone()).await.map_err(text)?;
+            info!(?report, "the replica is open");
+            replica
+        }
+        Begin::Found { .. } | Begin::Join(_) => {
+            Replica::create(config, peers.clone(), roster.clone()).await.map_err(text)?
+        }
+    };
+    roster.attach(replica.clone());
+    service.serve_raft(replica.handler());
+    // On raft's own threads: a heartbeat does not wait behind the API.
+    let wire_stop = CancellationToken::new();
+    let wire = replica.runtime().spawn({
+        let (peers, service, stop) = (peers.clone(), Arc::clone(&service), wire_stop.clone());
+        let listener = onto(peers_listener)?;
+        async move {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => peers.serve(listener, service, stop).await,
+                Err(error) => tracing::error!(%error, "the peers' wire is closed"),
+            }
+        }
+    });
+
+    match begin {
+        Begin::Found { founded, answer } => {
+            cluster::start(&replica, &founded, FOUND).await.map_err(text)?;
+            node.dir.write(&local).map_err(text)?;
+            let _ = answer.send(Ok(founding(&founded)));
+        }
+        Begin::Join(_) => node.dir.write(&local).map_err(text)?,
+        Begin::Resume(_) => {}
+    }
+
+    let info = NodeInfo {
+        id: local.node,
+        name: local.name.clone(),
+        api_address: node.config.api.advertise.clone(),
+        peer_address: node.config.peers.advertise.clone(),
+        zone: node.config.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let custody =
+        Custody::new(replica.clone(), node.slot.clone(), peers.clone(), info, roster.clone());
+    let forwarder = ToLeader { peers: peers.clone(), addresses: roster };
+    let router = api::router(custody.clone(), Arc::new(forwarder), api::Options::default());
+    service.serve_all(custody.clone(), router.clone());
+
+    let loops_stop = CancellationToken::new();
+    let options = CertificateOptions { current_pem: kept_certificate(&node), ..Default::default() };
+    let certify = node.config.tls.is_none().then_some(options);
+    let mut loops = JoinSet::new();
+    loops.spawn(cluster::run(custody.clone(), certify, loops_stop.clone()));
+    match &node.config.tls {
+        Some(files) => {
+            loops.spawn(reload(files.clone(), node.certificate.clone(), loops_stop.clone()));
+        }
+        None => {
+            let (custody, stop) = (custody.clone(), loops_stop.clone());
+            loops.spawn(take_up(custody, node.dir.certificate(), node.certificate.clone(), stop));
+        }
+    }
+    let shown = show_stage(custody.clone(), node.stage.clone(), loops_stop.clone());
+    loops.spawn(shown);
+
+    let api_stop = CancellationToken::new();
+    let tls = node.certificate.server_config()?;
+    let answering = tokio::spawn(api::serve(api, tls, router, api_stop.clone(), DRAIN));
+    info!(node = %local.node, cluster = %local.cluster, "serving");
+
+    let failed = tokio::select! {
+        () = stop.cancelled() => None,
+        why = replica.fatal() => Some(why),
+    };
+    if let Some(why) = failed {
+        // Nothing below can be trusted to be written any more: stop as a crash would.
+        return Err(format!("the replica can not go on: {why}"));
+    }
+
+    info!("draining");
+    custody.drain();
+    if custody.is_leader() {
+        match timeout(DRAIN, cluster::hand_over(&custody, Instant::now() + DRAIN)).await {
+            Ok(Ok(to)) => info!(%to, "leadership was handed over"),
+            Ok(Err(error)) => warn!(%error, "leadership was not handed over"),
+            Err(_) => warn!("leadership was not handed over in time"),
+        }
+    }
+    api_stop.cancel();
+    let _ = answering.await;
+    loops_stop.cancel();
+    while loops.join_next().await.is_some() {}
+    wire_stop.cancel();
+    let _ = wire.await;
+    replica.stop().await;
+    node.slot.clone().close().await;
+    info!("stopped");
+    Ok(())
+}
+
+fn local(begin: &Begin, config: &Config) -> Local {
+    let name = config.name.clone();
+    match begin {
+        Begin::Resume(local) => local.clone(),
+        Begin::Found { founded, .. } => Local {
+            node: founded.member.node,
+            name,
+            cluster: founded.cluster,
+            pinned: founded.pinned.clone(),
+            seeds: vec![founded.member.clone()],
+        },
+        Begin::Join(admitted) => Local {
+            node: admitted.node,
+            name,
+            cluster: admitted.cluster,
+            pinned: admitted.pinned.clone(),
+            seeds: admitted.members.clone(),
+        },
+    }
+}
+
+fn replica_config(node: &Node, local: &Local) -> raft_store::Config {
+    let Local { node: id, cluster, pinned, .. } = local;
+    let (id, cluster): (NodeId, ClusterId) = (*id, *cluster);
+    raft_store::Config {
+        heartbeat: node.config.raft.heartbeat,
+        election_min: node.config.raft.election_min,
+        election_max: node.config.raft.election_max,
+        ..raft_store::Config::new(node.dir.replica(), id, cluster, pinned.lineage)
+    }
+}
+
+/// Keeps what the admin socket shows true.
+async fn show_stage(
+    custody: Custody,
+    stage: tokio::sync::watch::Sender<Stage>,
+    stop: CancellationToken,
+) {
+    let mut leader = custody.watch_leader();
+    loop {
+        let phase = match custody.health().phase {
+            custody::Phase::Joining => "joining",
+            custody::Phase::Recovering => "recovering",
+            custody::Phase::Serving => "serving",
+            custody::Phase::Draining => "draining",
+        };
+        stage.send_replace(Stage { phase, node_id: Some(custody.node_id().0), note: None });
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = leader.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+    }
+}
+
+/// The certificate that the cluster issued earlier, put into service before there is a leader.
+fn kept_certificate(node: &Node) -> Option<String> {
+    let files = node.dir.certificate();
+    node.certificate.replace_from_files(&files.certificate, &files.key).ok()?;
+    std::fs::read_to_string(files.certificate).ok()
+}
+
+/// Puts each certificate that the cluster issues into service, and keeps it for the next start.
+async fn take_up(
+    custody: Custody,
+    files: TlsFiles,
+    certificate: Certificate,
+    stop: CancellationToken,
+) {
+    let mut issued = custody.certificate();
+    loop {
+        let now = issued.borrow_and_update().clone();
+        if let Some(now) = now {
+            let kept = secret_file(&files.key, now.key_pem.as_bytes())
+                .and_then(|()| std::fs::write(&files.certificate, &now.chain_pem));
+            if let Err(error) = kept {
+                warn!(%error, "the issued certificate is not kept for the next start");
+            }
+            if let Err(why) = certificate.replace(&now.chain_pem, &now.key_pem) {
+                warn!(%why, "the issued certificate is not taken up");
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = issued.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Takes up a configured certificate when its files change.
+async fn reload(files: TlsFiles, certificate: Certificate, stop: CancellationToken) {
+    let modified = |files: &TlsFiles| {
+        let at = |path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        (at(&files.certificate), at(&files.key))
+    };
+    let mut seen = modified(&files);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RELOAD) => {}
+        }
+        let now = modified(&files);
+        if now == seen {
+            continue;
+        }
+        match certificate.replace_from_files(&files.certificate, &files.key) {
+            Ok(()) => {
+                seen = now;
+                info!("the certificate was exchanged");
+            }
+            // The two files are not exchanged at once: look again.
+            Err(why) => warn!(%why, "the new certificate is not taken up"),
+        }
+    }
+}
+
+/// A listener on its way to another runtime.
+fn onto(listener: TcpListener) -> Result<std::net::TcpListener, String> {
+    listener.into_std().map_err(text)
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
