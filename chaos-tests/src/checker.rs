@@ -190,7 +190,7 @@ impl Model {
             ("not_found", Action::EnableVersion(version) | Action::DisableVersion(version)) => {
                 !self.has(version)
             }
-            ("not_found", Action::Create) => false,
+            ("not_found" | "wrong_state", Action::Create) => false,
             ("not_found", _) => self.phase == Absent,
             ("wrong_state", Action::Encrypt) => self.exists() && !self.permits(self.latest),
             ("wrong_state", Action::Decrypt(version)) => self.exists() && !self.permits(version),
@@ -198,7 +198,6 @@ impl Model {
             ("wrong_state", Action::CancelDestruction) => {
                 self.exists() && self.phase != DestructionScheduled
             }
-            ("wrong_state", Action::Create | Action::Describe) => false,
             ("wrong_state", _) => self.exists() && !self.lives(),
             // A good ciphertext that does not open, an existing key that is not found, ...
             _ => false,

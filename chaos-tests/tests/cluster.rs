@@ -9,8 +9,10 @@ mod stories {
     mod failover;
     mod partition;
     mod revocation;
+    mod secrets;
     mod start;
     mod support;
+    mod tokens;
     mod transfer;
     mod zones;
 }

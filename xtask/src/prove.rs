@@ -135,9 +135,19 @@ mod tests {
         assert_eq!(figure("FIGURE without a value"), None);
     }
 
+    /// A filter that matches no test passes, and would prove nothing.
     #[test]
-    fn the_list_of_proofs_can_be_read() {
-        let proofs = proofs().expect("xtask/proofs.toml is part of the checkout");
-        assert!(proofs.values().all(|proof| proof.cargo.iter().any(|word| word == "--release")));
+    fn every_story_that_is_to_prove_something_exists() {
+        for (name, proof) in proofs().expect("xtask/proofs.toml is part of the checkout") {
+            assert!(proof.cargo.iter().any(|word| word == "--release"), "{name}");
+            let Some(story) = proof.cargo.iter().find_map(|word| word.strip_prefix("stories::"))
+            else {
+                continue;
+            };
+            let (module, test) = story.split_once("::").expect("stories::module::test");
+            let file = root().join(format!("chaos-tests/tests/stories/{module}.rs"));
+            let text = fs::read_to_string(file).expect("the module is a file");
+            assert!(text.contains(&format!("fn {test}()")), "{name}: no story {story}");
+        }
     }
 }
