@@ -82,6 +82,8 @@ def render(values: dict) -> list[dict]:
     with helm.Chart.load(str(CHART)) as chart:
         chart.validate_schema(values)
         files = chart.render(values, name="demo", namespace="kms")
+    notes = [text for path, text in files.items() if path.endswith("NOTES.txt")]
+    expect(all("<no value>" not in text for text in files.values()) and notes, "a template misses a value")
     texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
     return [one for text in texts for one in yaml.safe_load_all(text) if one]
 
