@@ -18,7 +18,8 @@ use crate::{
 pub struct Command {
     /// The proposer's clock.
     pub at: Time,
-    /// The same operation told twice happens once, and is answered twice the same.
+    /// The same operation told twice happens once, and is answered twice the same; where the answer
+    /// bore a secret, the second is [`Reject::AlreadyDone`]: only the first knew the secret.
     pub operation: Operation,
     pub by: Principal,
     pub idempotency: Option<Idempotency>,
@@ -222,6 +223,7 @@ pub struct Rewrap {
 pub enum Receipt {
     Done,
     Key(Box<Key>),
+    /// The version without its wrapped bytes.
     Version {
         key: KeyId,
         version: Box<KeyVersion>,
@@ -230,6 +232,7 @@ pub enum Receipt {
     JoinToken(Box<JoinToken>),
     Join(Box<Join>),
     Member(Box<Member>),
+    /// The epoch without its shares.
     Epoch(Box<KekEpoch>),
     /// How many versions changed their epoch; the others had moved on.
     Rewrapped(u32),

@@ -35,3 +35,11 @@ pub struct KekEpoch {
     pub made_by: NodeId,
     pub made_at: Time,
 }
+
+impl KekEpoch {
+    /// What a receipt may say of an epoch: receipts are remembered for longer than shares may be.
+    pub(crate) fn without_shares(mut self) -> Self {
+        self.shares.clear();
+        self
+    }
+}

@@ -122,3 +122,14 @@ pub struct KeyVersion {
     pub state: VersionState,
     pub revision: Revision,
 }
+
+impl KeyVersion {
+    /// What a receipt may say of a version. Receipts are remembered, and a memory must not keep
+    /// bytes that were destroyed, or are wrapped under an epoch that is gone.
+    pub(crate) fn without_bytes(mut self) -> Self {
+        if let Some(wrapped) = self.state.wrapped_mut() {
+            wrapped.blob.clear();
+        }
+        self
+    }
+}

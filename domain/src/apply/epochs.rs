@@ -30,7 +30,7 @@ impl<R: Records> Applying<'_, R> {
         cluster.latest_epoch = new.epoch;
         cluster.revision = self.revision;
         self.draft.put(at::cluster(), &cluster);
-        Ok(Receipt::Epoch(Box::new(epoch)))
+        Ok(Receipt::Epoch(Box::new(epoch.without_shares())))
     }
 
     pub(super) fn put_epoch(
@@ -87,7 +87,7 @@ impl<R: Records> Applying<'_, R> {
             }
         }
         self.draft.put(at::epoch(epoch), &held);
-        Ok(Receipt::Epoch(Box::new(held)))
+        Ok(Receipt::Epoch(Box::new(held.without_shares())))
     }
 
     /// Compare and set, version by version. It changes no revision and no state of a key.
@@ -116,7 +116,7 @@ impl<R: Records> Applying<'_, R> {
     pub(super) fn retire_epoch(&mut self, epoch: Epoch) -> Result<Receipt, Stop> {
         let mut held = self.epoch(epoch)?;
         if held.state == EpochState::Retired {
-            return Ok(Receipt::Epoch(Box::new(held)));
+            return Ok(Receipt::Epoch(Box::new(held.without_shares())));
         }
         let left = read::<u64>(&self.draft, &at::under_count(epoch))?.unwrap_or(0);
         if held.state != EpochState::Draining || left > 0 {
@@ -127,7 +127,7 @@ impl<R: Records> Applying<'_, R> {
         held.state = EpochState::Retired;
         held.shares.clear();
         self.draft.put(at::epoch(epoch), &held);
-        Ok(Receipt::Epoch(Box::new(held)))
+        Ok(Receipt::Epoch(Box::new(held.without_shares())))
     }
 
     pub(super) fn forget_epoch(&mut self, epoch: Epoch, node: NodeId) -> Result<Receipt, Stop> {
@@ -136,7 +136,7 @@ impl<R: Records> Applying<'_, R> {
             EpochState::Retired | EpochState::Abandoned => {
                 held.forgotten.insert(node);
                 self.draft.put(at::epoch(epoch), &held);
-                Ok(Receipt::Epoch(Box::new(held)))
+                Ok(Receipt::Epoch(Box::new(held.without_shares())))
             }
             EpochState::Distributing | EpochState::Active | EpochState::Draining => {
                 Err(Reject::WrongState(format!("epoch {epoch} is in use")).into())

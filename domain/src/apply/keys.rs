@@ -329,14 +329,14 @@ impl<R: Records> Applying<'_, R> {
         let state = alter(held.state.clone())?;
         let id = key.id;
         if state == held.state {
-            return Ok(Receipt::Version { key: id, version: Box::new(held) });
+            return Ok(Receipt::Version { key: id, version: Box::new(held.without_bytes()) });
         }
         let held = KeyVersion { state, revision: self.revision, ..held };
         self.draft.put(record, &held);
         key.updated_at = self.now;
         key.revision = self.revision;
         self.draft.put(at::key(&key.namespace, &key.name), &key);
-        Ok(Receipt::Version { key: id, version: Box::new(held) })
+        Ok(Receipt::Version { key: id, version: Box::new(held.without_bytes()) })
     }
 
     fn target(&self, target: &Target) -> Result<Key, Stop> {
