@@ -19,7 +19,9 @@ pub(crate) fn test(arguments: &[String]) -> Outcome {
 
 /// Builds the binary `strongroom` and says where it is.
 pub(crate) fn build_server(profile: &str) -> Outcome<PathBuf> {
-    run(&mut cargo(&["build", "-p", "node", "--bin", "strongroom", "--profile", profile]))?;
+    // Of the whole workspace, so that libraries get the same features as in `cargo test --workspace`
+    // and are built once.
+    run(&mut cargo(&["build", "--workspace", "--bin", "strongroom", "--profile", profile]))?;
     let metadata = read(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value =
         serde_json::from_str(&metadata).map_err(|error| Failure(error.to_string()))?;
