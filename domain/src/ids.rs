@@ -26,7 +26,8 @@ macro_rules! id16 {
             /// Reads the 32 hexadecimal digits that `Display` writes.
             pub fn parse(text: &str) -> Option<Self> {
                 let mut bytes = [0; 16];
-                if text.len() != 32 || !text.is_ascii() {
+                // `from_str_radix` takes a sign.
+                if text.len() != 32 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
                     return None;
                 }
                 for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
