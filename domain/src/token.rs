@@ -54,15 +54,20 @@ impl JoinToken {
     }
 }
 
+/// Each piece between stars is taken where it first fits: that never spoils a later one, so the
+/// time is that of reading the name, whatever the pattern.
 fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {
-            (0..=rest.len())
-                .filter(|cut| rest.is_char_boundary(*cut))
-                .any(|cut| matches(tail, &rest[cut..]))
-        }),
+    let mut pieces = pattern.split('*');
+    let head = pieces.next().unwrap_or_default();
+    let Some(tail) = pieces.next_back() else { return pattern == name };
+    let Some(mut rest) = name.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail)) else {
+        return false;
+    };
+    for piece in pieces {
+        let Some(at) = rest.find(piece) else { return false };
+        rest = &rest[at + piece.len()..];
     }
+    true
 }
 
 #[cfg(test)]
@@ -80,8 +85,21 @@ mod tests {
             ("*-a-*", "x-a-y", true),
             ("*-a-*", "x-b-y", false),
             ("*", "", true),
+            ("", "", true),
+            ("", "n1", false),
+            ("a*a", "a", false),
+            ("a*a", "aa", true),
+            ("**", "n1", true),
+            ("*b*b*", "abab", true),
+            ("*ab*ab*", "abaab", true),
+            ("*ü*", "aüb", true),
         ] {
             assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn a_pattern_of_many_stars_is_judged_at_once() {
+        assert!(!matches(&format!("{}b", "*a".repeat(500)), &"a".repeat(100_000)));
     }
 }
