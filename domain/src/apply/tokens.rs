@@ -16,6 +16,11 @@ impl<R: Records> Applying<'_, R> {
         ttl: Option<Span>,
     ) -> Result<Receipt, Stop> {
         self.cluster()?;
+        if self.draft.get(&at::token(id))?.is_some()
+            || self.draft.get(&at::token_digest(digest))?.is_some()
+        {
+            return Err(Reject::AlreadyExists(format!("the token {id}")).into());
+        }
         let token = Token {
             id,
             name: name.into(),
@@ -48,6 +53,9 @@ impl<R: Records> Applying<'_, R> {
             unreachable!("called for this change only")
         };
         self.cluster()?;
+        if self.draft.get(&at::join_token(*id))?.is_some() {
+            return Err(Reject::AlreadyExists(format!("the join token {id}")).into());
+        }
         let token = JoinToken {
             id: *id,
             digest: *digest,
