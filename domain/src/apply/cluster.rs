@@ -20,7 +20,7 @@ impl<R: Records> Applying<'_, R> {
             lineage: first.lineage,
             format: FORMAT,
             operators: first.operators.clone(),
-            next_node: NodeId(first.member.node.0 + 1),
+            next_node: NodeId(first.member.node.0.saturating_add(1)),
             active_epoch: first.epoch.epoch,
             latest_epoch: first.epoch.epoch,
             revision: self.revision,
@@ -38,6 +38,7 @@ impl<R: Records> Applying<'_, R> {
 
     /// The median of a majority's clocks: no single clock moves it far.
     pub(super) fn witnessed(&self, readings: &BTreeMap<NodeId, Time>) -> Result<Time, Stop> {
+        self.cluster()?;
         let voters = self.voters()?;
         let mut clocks: Vec<Time> = readings
             .iter()
@@ -66,7 +67,16 @@ impl<R: Records> Applying<'_, R> {
             unreachable!("called for this change only")
         };
         let mut cluster = self.cluster()?;
+        let record = at::join_token(*token);
+        let mut allowed = read::<JoinToken>(&self.draft, &record)?
+            .filter(|allowed| allowed.digest == *digest)
+            .ok_or(Reject::JoinRefused)?;
+        let (removed, members): (Vec<_>, Vec<_>) = crate::view::members(&self.draft)?
+            .into_iter()
+            .partition(|member| member.standing == Standing::Removed);
+        // A removed node's id is spent: should the node come back, it is a new one.
         let mut joins = crate::view::joins(&self.draft)?;
+        joins.retain(|join| removed.iter().all(|member| member.node != join.node));
         // The same node asking again, after it lost the answer, gets its id again.
         if let Some(position) = joins.iter().position(|join| {
             join.token == *token
@@ -75,29 +85,28 @@ impl<R: Records> Applying<'_, R> {
         }) {
             return Ok(Receipt::Join(Box::new(joins.swap_remove(position))));
         }
-        let record = at::join_token(*token);
-        let mut allowed = read::<JoinToken>(&self.draft, &record)?.ok_or(Reject::JoinRefused)?;
-        let fits = allowed.digest == *digest
-            && allowed.expires_at > self.now
+        let fits = allowed.expires_at > self.now
             && allowed.uses_left > 0
             && allowed.fits(name)
             && allowed.zone.as_ref().is_none_or(|only| zone.as_ref() == Some(only));
         if !fits {
             return Err(Reject::JoinRefused.into());
         }
-        let taken = crate::view::members(&self.draft)?
-            .iter()
-            .any(|member| member.name == *name && member.standing != Standing::Removed)
-            || joins.iter().any(|join| {
-                join.statement.name == *name && join.status == JoinStatus::AwaitingApproval
-            });
+        let taken = members.iter().any(|member| member.name == *name)
+            || joins.iter().any(|join| join.statement.name == *name);
         if taken {
             return Err(Reject::AlreadyExists(format!("the node {name}")).into());
+        }
+        // Two members in one slot would count as two copies of the KEK and be lost as one.
+        let same = |other: &Statement| other.identity == *identity || other.enrolment == *enrolment;
+        let admitted = |member: &Member| decode(&member.statement).is_ok_and(|other| same(&other));
+        if members.iter().any(admitted) || joins.iter().any(|join| same(&join.statement)) {
+            return Err(Reject::AlreadyExists("a node with these public keys".into()).into());
         }
         allowed.uses_left -= 1;
         self.draft.put(record, &allowed);
         let node = cluster.next_node;
-        cluster.next_node = NodeId(node.0 + 1);
+        cluster.next_node = NodeId(node.0.saturating_add(1));
         self.draft.put(at::cluster(), &cluster);
         let join = Join {
             node,
@@ -161,6 +170,9 @@ impl<R: Records> Applying<'_, R> {
         let mut member = self.member(node)?;
         if member.standing == Standing::Removed {
             return Err(Reject::WrongState(format!("node {node} was removed")).into());
+        }
+        if to == Standing::Removed && self.voters()? == BTreeSet::from([node]) {
+            return Err(Reject::WrongState(format!("node {node} is the last voter")).into());
         }
         member.standing = to;
         self.put_member(&member)

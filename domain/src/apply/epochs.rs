@@ -13,7 +13,7 @@ use crate::{
 impl<R: Records> Applying<'_, R> {
     pub(super) fn propose_epoch(&mut self, new: &NewEpoch) -> Result<Receipt, Stop> {
         let mut cluster = self.cluster()?;
-        let expected = Epoch(cluster.latest_epoch.0 + 1);
+        let expected = Epoch(cluster.latest_epoch.0.saturating_add(1));
         if new.epoch != expected {
             let found = new.epoch;
             return Err(
