@@ -74,6 +74,11 @@ impl<'a, R: Records> Draft<'a, R> {
         self.changes.insert(key, None);
     }
 
+    /// The bytes of the largest record among the changes.
+    pub(crate) fn largest(&self) -> usize {
+        self.changes.values().flatten().map(Vec::len).max().unwrap_or(0)
+    }
+
     pub fn into_changes(self) -> Changes {
         self.changes
     }
@@ -128,6 +133,7 @@ pub(crate) fn parse<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, 
 
 /// The keys of records, one function a table.
 pub(crate) mod at {
+    use super::Broken;
     use crate::{Epoch, KeyId, Namespace, NodeId, Operation, Principal, Time, TokenId, Version};
 
     const KEY: u8 = 1;
@@ -230,16 +236,30 @@ pub(crate) mod at {
         join(DUE, &[&[kind as u8]])
     }
     /// When, which key, which version: what `due` was made from.
-    pub(crate) fn parse_due(record: &[u8]) -> Option<(Time, KeyId, Version)> {
-        let (at, rest) = record.get(2..)?.split_first_chunk()?;
-        let (id, version) = rest.split_first_chunk()?;
-        let version = u32::from_be_bytes(version.try_into().ok()?);
-        Some((Time(u64::from_be_bytes(*at)), KeyId(*id), Version(version)))
+    pub(crate) fn parse_due(record: &[u8]) -> Result<(Time, KeyId, Version), Broken> {
+        let parts = || {
+            let (at, rest) = record.get(2..)?.split_first_chunk()?;
+            let (id, version) = rest.split_first_chunk()?;
+            let version = u32::from_be_bytes(version.try_into().ok()?);
+            Some((Time(u64::from_be_bytes(*at)), KeyId(*id), Version(version)))
+        };
+        parts().ok_or_else(|| malformed(record))
     }
     /// Which key and version an `under` record is about.
-    pub(crate) fn parse_under(record: &[u8]) -> Option<(KeyId, Version)> {
-        let (id, version) = record.get(5..)?.split_first_chunk()?;
-        Some((KeyId(*id), Version(u32::from_be_bytes(version.try_into().ok()?))))
+    pub(crate) fn parse_under(record: &[u8]) -> Result<(KeyId, Version), Broken> {
+        let parts = || {
+            let (id, version) = record.get(5..)?.split_first_chunk()?;
+            Some((KeyId(*id), Version(u32::from_be_bytes(version.try_into().ok()?))))
+        };
+        parts().ok_or_else(|| malformed(record))
+    }
+    /// When what an `expiry` record is about is forgotten.
+    pub(crate) fn parse_expiry(record: &[u8]) -> Result<Time, Broken> {
+        let at = record.get(1..).and_then(|rest| rest.split_first_chunk());
+        at.map(|(at, _)| Time(u64::from_be_bytes(*at))).ok_or_else(|| malformed(record))
+    }
+    fn malformed(record: &[u8]) -> Broken {
+        Broken(format!("the record key {record:02x?} does not parse"))
     }
     pub(crate) fn cluster() -> Vec<u8> {
         vec![CLUSTER]

@@ -137,7 +137,7 @@ pub fn under(
     limit: usize,
 ) -> Result<Vec<(KeyId, Version)>, Broken> {
     let found = records.scan(&at::all_under(epoch), None, limit)?;
-    Ok(found.iter().filter_map(|(record, _)| at::parse_under(record)).collect())
+    found.iter().map(|(record, _)| at::parse_under(record)).collect()
 }
 
 /// Keys whose rotation is due at `now`.
@@ -162,11 +162,11 @@ fn due(
     limit: usize,
 ) -> Result<Vec<(Time, KeyId, Version)>, Broken> {
     let found = records.scan(&at::all_due(kind), None, limit)?;
-    Ok(found
+    found
         .iter()
-        .filter_map(|(record, _)| at::parse_due(record))
-        .take_while(|(at, ..)| *at <= now)
-        .collect())
+        .map(|(record, _)| at::parse_due(record))
+        .take_while(|due| due.as_ref().map_or(true, |(at, ..)| *at <= now))
+        .collect()
 }
 
 fn table<T: DeserializeOwned>(records: &impl Records, table: u8) -> Result<Vec<T>, Broken> {

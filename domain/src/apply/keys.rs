@@ -4,12 +4,14 @@ use super::{Applying, Stop};
 use crate::records::at::{self, Due};
 use crate::records::read;
 use crate::{
-    CreateKey, Epoch, Key, KeyId, KeyPatch, KeyState, KeyVersion, Namespace, Receipt, Records,
-    Reject, Rotation, Settings, Span, Target, Time, Version, VersionState, Wrapped,
+    Broken, CreateKey, Epoch, Key, KeyId, KeyPatch, KeyState, KeyVersion, Namespace, Receipt,
+    Records, Reject, Rotation, Settings, Span, Target, Time, Version, VersionState, Wrapped,
 };
 
 /// Destructions carried out by one tick.
 const DESTROYED_AT_ONCE: usize = 64;
+/// Two patches that are each within bounds may not be so together.
+const MAX_LABELS: usize = 16;
 /// Stands for the key itself in a queue of key versions.
 const WHOLE: Version = Version(0);
 
@@ -23,6 +25,7 @@ impl<R: Records> Applying<'_, R> {
         if self.draft.get(&at::key_name(new.id))?.is_some() {
             return Err(Reject::AlreadyExists(format!("the key id {}", new.id)).into());
         }
+        check_labels(new.labels.len())?;
         let rotation =
             new.rotation_period.map(|period| Rotation { period, next_at: self.now.plus(period) });
         let key = Key {
@@ -68,10 +71,15 @@ impl<R: Records> Applying<'_, R> {
                 None => key.labels.remove(name),
             };
         }
+        check_labels(key.labels.len())?;
         if let Some(period) = patch.rotation_period {
             key.rotation = period.map(|period| Rotation { period, next_at: self.now.plus(period) });
         }
         if let Some(protection) = patch.deletion_protection {
+            // Protection keeps a destruction from being scheduled; one that is must be cancelled.
+            if protection && matches!(key.state, KeyState::DestructionScheduled { .. }) {
+                return Err(Reject::WrongKeyState { state: key.state }.into());
+            }
             key.deletion_protection = protection;
         }
         self.changed(key)
@@ -224,7 +232,7 @@ impl<R: Records> Applying<'_, R> {
     pub(super) fn destroy_due(&mut self) -> Result<Receipt, Stop> {
         for kind in [Due::DestroyKey, Due::DestroyVersion] {
             for (record, _) in self.draft.scan(&at::all_due(kind), None, DESTROYED_AT_ONCE)? {
-                let Some((at, id, version)) = at::parse_due(&record) else { break };
+                let (at, id, version) = at::parse_due(&record)?;
                 if at > self.now {
                     break;
                 }
@@ -233,6 +241,8 @@ impl<R: Records> Applying<'_, R> {
                     self.destroy_key(id)?;
                 } else {
                     self.destroy_version(id, version)?;
+                    let key = self.key_of(id)?;
+                    self.changed(key)?;
                 }
             }
         }
@@ -240,23 +250,29 @@ impl<R: Records> Applying<'_, R> {
     }
 
     fn destroy_key(&mut self, id: KeyId) -> Result<(), Stop> {
-        let named = read::<(Namespace, String)>(&self.draft, &at::key_name(id))?;
-        let Some((namespace, name)) = named else { return Ok(()) };
-        let record = at::key(&namespace, &name);
-        let Some(mut key) = read::<Key>(&self.draft, &record)? else { return Ok(()) };
+        let mut key = self.key_of(id)?;
         for version in 1..=key.primary.0 {
             self.destroy_version(id, Version(version))?;
         }
         key.state = KeyState::Destroyed { at: self.now };
-        key.updated_at = self.now;
-        key.revision = self.revision;
-        self.draft.put(record, &key);
+        self.changed(key)?;
         Ok(())
+    }
+
+    /// The key that another record tells of.
+    fn key_of(&self, id: KeyId) -> Result<Key, Stop> {
+        let named = read::<(Namespace, String)>(&self.draft, &at::key_name(id))?;
+        let key = match named {
+            Some((namespace, name)) => read::<Key>(&self.draft, &at::key(&namespace, &name))?,
+            None => None,
+        };
+        Ok(key.ok_or_else(|| Broken(format!("the key {id} is missing")))?)
     }
 
     fn destroy_version(&mut self, id: KeyId, version: Version) -> Result<(), Stop> {
         let record = at::version(id, version);
-        let Some(mut held) = read::<KeyVersion>(&self.draft, &record)? else { return Ok(()) };
+        let mut held = read::<KeyVersion>(&self.draft, &record)?
+            .ok_or_else(|| Broken(format!("version {version} of the key {id} is missing")))?;
         if let VersionState::DestructionScheduled { at, .. } = held.state {
             self.draft.remove(at::due(Due::DestroyVersion, at, id, version));
         }
@@ -301,7 +317,8 @@ impl<R: Records> Applying<'_, R> {
             }
             Counting::Leaves => {
                 self.draft.remove(at::under(epoch, id, version));
-                live.saturating_sub(1)
+                live.checked_sub(1)
+                    .ok_or_else(|| Broken(format!("the count of epoch {epoch} is below zero")))?
             }
         };
         self.draft.put(record, &live);
@@ -374,8 +391,8 @@ impl<R: Records> Applying<'_, R> {
         let least = settings.min_destruction_after;
         let after = after.unwrap_or(least);
         if after < least {
-            let hours = least.0 / 1000;
-            return Err(Reject::Invalid(format!("`after` must be at least {hours}s")).into());
+            let seconds = least.0 / 1000;
+            return Err(Reject::Invalid(format!("`after` must be at least {seconds}s")).into());
         }
         Ok(self.now.plus(after))
     }
@@ -396,6 +413,13 @@ fn rotates_at(key: &Key) -> Option<Time> {
 pub(super) enum Counting {
     Comes,
     Leaves,
+}
+
+fn check_labels(count: usize) -> Result<(), Reject> {
+    if count <= MAX_LABELS {
+        return Ok(());
+    }
+    Err(Reject::Invalid(format!("`labels` has {count} entries, at most {MAX_LABELS} are allowed")))
 }
 
 fn protected() -> Stop {
