@@ -15,6 +15,10 @@ use crate::{
     Reject, Revision, Time,
 };
 
+/// The largest record that a change may bring in. Stores keep records up to 4 KiB well; the rest is
+/// left for states, times and memories to grow into.
+const MAX_BROUGHT: usize = 3_900;
+
 /// Why a change stops: it is refused, or the state can not be read.
 pub(crate) enum Stop {
     Rejected(Reject),
@@ -65,11 +69,34 @@ impl<R: Records> Applying<'_, R> {
             return Ok(answer);
         }
         self.advance(command)?;
+        // Before room is asked for: what is over takes none.
+        self.expire(command)?;
         self.make_room(command)?;
         let receipt = self.change(command)?;
-        self.remember(command, &receipt);
-        self.expire()?;
+        self.remember(command, &receipt)?;
+        self.bound(command)?;
         Ok(Answer { receipt, replayed: false })
+    }
+
+    /// Refuses what brings in more than a record may hold. Only what brings text of its proposer
+    /// is refused, and with room to spare, so that size never stands in the way of a revocation.
+    fn bound(&self, command: &Command) -> Result<(), Stop> {
+        let brings_text = matches!(
+            command.change,
+            Change::CreateKey(_)
+                | Change::UpdateKey { .. }
+                | Change::CreateToken { .. }
+                | Change::CreateJoinToken { .. }
+                | Change::RequestJoin { .. }
+                | Change::ApproveJoin { .. }
+                | Change::MoveMember { .. }
+        );
+        let bytes = self.draft.largest();
+        if brings_text && bytes > MAX_BROUGHT {
+            let why = format!("that takes {bytes} bytes, at most {MAX_BROUGHT} are kept");
+            return Err(Reject::Invalid(why).into());
+        }
+        Ok(())
     }
 
     fn change(&mut self, command: &Command) -> Result<Receipt, Stop> {

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{Applying, Stop};
 use crate::records::{at, parse, read};
 use crate::{
-    Answer, Command, Idempotency, Operation, Principal, Receipt, Records, Reject, Settings, Span,
-    Time, TokenId,
+    Answer, Change, Command, Idempotency, Operation, Principal, Receipt, Records, Reject, Settings,
+    Span, TokenId,
 };
 
 /// How long an operation is remembered: far longer than a node goes on repeating one.
@@ -17,6 +17,8 @@ const OPERATION_WINDOW: Span = Span(10 * 60 * 1000);
 const MOST_ANSWERED: u64 = 10_000;
 /// Expired records removed with each change: more than a change adds, so none pile up.
 const SWEPT_AT_ONCE: usize = 4;
+/// Expired records removed with each tick, which does little else.
+const SWEPT_BY_TICK: usize = 256;
 
 #[derive(Deserialize, Serialize)]
 struct Answered {
@@ -67,7 +69,7 @@ impl<R: Records> Applying<'_, R> {
         if let Some(memory) = read::<Memory>(&self.draft, &at::done(command.operation))? {
             return Ok(Some(memory.answer(false)?));
         }
-        let Some(Idempotency { namespace, key, fingerprint }) = &command.idempotency else {
+        let Some(Idempotency { namespace, key, fingerprint }) = named(command) else {
             return Ok(None);
         };
         let record = at::answered(&command.by, namespace, key);
@@ -82,7 +84,7 @@ impl<R: Records> Applying<'_, R> {
 
     /// Refuses one idempotency key too many, before anything is done.
     pub(super) fn make_room(&mut self, command: &Command) -> Result<(), Stop> {
-        if command.idempotency.is_none() {
+        if named(command).is_none() {
             return Ok(());
         }
         let record = at::answered_count(&command.by);
@@ -94,22 +96,19 @@ impl<R: Records> Applying<'_, R> {
         Ok(())
     }
 
-    pub(super) fn remember(&mut self, command: &Command, receipt: &Receipt) {
+    pub(super) fn remember(&mut self, command: &Command, receipt: &Receipt) -> Result<(), Stop> {
         // The cluster's own changes are safe to repeat by what they are: they compare and set.
         if command.by == Principal::cluster() {
-            return;
+            return Ok(());
         }
         self.draft.put(at::done(command.operation), &Memory::of(receipt));
         self.draft.put(
             at::expiry(self.now.plus(OPERATION_WINDOW), command.operation),
             &Expiring::Operation(command.operation),
         );
-        if let Some(idempotency) = &command.idempotency {
-            let window = read::<Settings>(&self.draft, &at::settings())
-                .ok()
-                .flatten()
-                .unwrap_or_default()
-                .idempotency_window;
+        if let Some(idempotency) = named(command) {
+            let settings = read::<Settings>(&self.draft, &at::settings())?.unwrap_or_default();
+            let window = settings.idempotency_window;
             let record = at::answered(&command.by, &idempotency.namespace, &idempotency.key);
             let memory = Memory::of(receipt);
             self.draft.put(record, &Answered { fingerprint: idempotency.fingerprint, memory });
@@ -118,13 +117,17 @@ impl<R: Records> Applying<'_, R> {
                 &Expiring::Answered { by: command.by.clone(), idempotency: idempotency.clone() },
             );
         }
+        Ok(())
     }
 
     /// Forgets a few of the memories whose time is over.
-    pub(super) fn expire(&mut self) -> Result<(), Stop> {
-        for (record, value) in self.draft.scan(&at::expiries(), None, SWEPT_AT_ONCE)? {
-            let at: Option<[u8; 8]> = record.get(1..9).and_then(|bytes| bytes.try_into().ok());
-            if at.is_none_or(|at| Time(u64::from_be_bytes(at)) > self.now) {
+    pub(super) fn expire(&mut self, command: &Command) -> Result<(), Stop> {
+        let most = match command.change {
+            Change::Tick { .. } => SWEPT_BY_TICK,
+            _ => SWEPT_AT_ONCE,
+        };
+        for (record, value) in self.draft.scan(&at::expiries(), None, most)? {
+            if at::parse_expiry(&record)? > self.now {
                 break;
             }
             match parse::<Expiring>(&record, &value)? {
@@ -144,4 +147,9 @@ impl<R: Records> Applying<'_, R> {
         }
         Ok(())
     }
+}
+
+/// The name that its caller gave a command. The cluster gives none.
+fn named(command: &Command) -> Option<&Idempotency> {
+    command.idempotency.as_ref().filter(|_| command.by != Principal::cluster())
 }
