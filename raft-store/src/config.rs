@@ -20,7 +20,7 @@ pub struct Config {
     pub election_max: Duration,
     /// Size of a file of the log.
     pub segment_bytes: u64,
-    /// A snapshot is built when the log since the last one is larger than this and than the state.
+    /// A snapshot is built when the log since the last one is larger than this and than that one.
     pub snapshot_log_bytes: u64,
     pub sled_cache_bytes: u64,
     /// How often the policy of snapshots and purges is looked at, and metrics are published.

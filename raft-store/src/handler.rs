@@ -87,7 +87,8 @@ impl Handler {
         if meta != header.meta {
             return Err(Refusal::Invalid("the snapshot is not what its header says".into()));
         }
-        let file = SnapshotFile { path: aside.to_path_buf(), meta: meta.clone() };
+        let bytes = tokio::fs::metadata(aside).await.map_err(|error| unavailable(&error))?.len();
+        let file = SnapshotFile { path: aside.to_path_buf(), meta: meta.clone(), bytes };
         let snapshot = Built { meta, snapshot: file };
         answer(self.raft.install_full_snapshot(header.vote, snapshot).await)
     }

@@ -48,8 +48,9 @@ impl Housekeeping {
         &self,
         metrics: &RaftMetrics<TypeConfig>,
     ) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
-        let state_bytes = self.store.note().bytes;
-        if self.weight.since_snapshot() > self.snapshot_log_bytes.max(state_bytes) {
+        // Relative to the last snapshot, so that writing snapshots costs as much as writing the log.
+        let snapshot_bytes = self.shelf.newest().map_or(0, |file| file.bytes);
+        if self.weight.since_snapshot() > self.snapshot_log_bytes.max(snapshot_bytes) {
             self.raft.trigger().snapshot().await?;
         }
         let upto = self.shelf.purgeable().min(self.store.durable_index());

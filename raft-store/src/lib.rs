@@ -30,6 +30,8 @@ mod replica;
 mod snapshots;
 mod state;
 mod status;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use config::{Addresses, Config};

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use domain::{Command, NodeId, Outcome};
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::errors::{
+    ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
+};
 use openraft::impls::ProgressResponder;
 use openraft::{ChangeMembers, Instant as _, LinearizerOption, ServerState, SnapshotPolicy};
 use peers::Peers;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{Addresses, Config};
 use crate::error::{
@@ -110,8 +112,8 @@ impl Replica {
         command: Command,
         deadline: Instant,
     ) -> Result<Committed, ProposeError> {
-        let leader = self.0.raft.as_leader().map_err(|forward| self.not_leader(&forward))?;
-        self.propose_in_term(leader.term(), command, deadline).await
+        let term = self.leading().map_err(|leader| ProposeError::NotLeader { leader })?;
+        self.propose_in_term(term, command, deadline).await
     }
 
     /// As [`Replica::propose`], if this node leads in the very term in which the command was
@@ -122,32 +124,18 @@ impl Replica {
         command: Command,
         deadline: Instant,
     ) -> Result<Committed, ProposeError> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(5);
         let proposal = Proposal(domain::encode(&command));
-        let (responder, answer) = ProgressResponder::complete_only();
-        let term = CommittedLeader::from(term);
-        let committed = async {
-            let write = self.0.raft.write(proposal).with_leader(term).responder(responder);
-            // An error here means that Raft's queue is closed: it was not put in.
-            write.await.map_err(|_| ProposeError::Stopped)?;
-            answer.await.map_err(|_| ProposeError::Unknown("the replica stopped"))
-        };
-        let answer = timeout_at(deadline, committed).await;
-        let answer = answer.map_err(|_| ProposeError::Unknown("the deadline passed"))??;
-        match answer {
-            Ok(response) => Ok(Committed {
-                index: response.log_id.index(),
-                term: **response.log_id.committed_leader_id(),
-                outcome: response.data.0.expect("a command has an outcome"),
-            }),
-            // openraft says this before it appends, and another thing afterwards.
-            Err(ClientWriteError::ForwardToLeader(forward)) => Err(self.not_leader(&forward)),
-            Err(ClientWriteError::LogEntryDiscarded(_)) => {
-                Err(ProposeError::Unknown("the leadership was lost"))
+        loop {
+            match self.propose_once(term, proposal.clone(), deadline).await {
+                // A leader that was just elected takes nothing in until a quorum has answered it.
+                Err(Refused::NoLease) if self.is_new() && Instant::now() < deadline => {
+                    sleep(LOOK_AGAIN).await;
+                }
+                Err(Refused::NoLease) => return Err(ProposeError::NotLeader { leader: None }),
+                Err(Refused::Finally(error)) => return Err(error),
+                Ok(committed) => return Ok(committed),
             }
-            Err(
-                ClientWriteError::ChangeMembershipError(_)
-                | ClientWriteError::PreconditionFailed(_),
-            ) => Err(ProposeError::Unknown("raft answered for another request")),
         }
     }
 
@@ -265,9 +253,7 @@ impl Replica {
         to: NodeId,
         deadline: Instant,
     ) -> Result<(), TransferError> {
-        if let Err(forward) = self.0.raft.as_leader() {
-            return Err(TransferError::NotLeader { leader: self.other(&forward) });
-        }
+        self.leading().map_err(|leader| TransferError::NotLeader { leader })?;
         if !self.status().voters.iter().all(|half| half.contains(&to)) {
             return Err(TransferError::NotVoter(to));
         }
@@ -339,6 +325,19 @@ impl Replica {
         self.0.fatal.raised().await
     }
 
+    /// Ends everything as a killed process would: nothing is flushed, nobody is told.
+    #[cfg(test)]
+    pub(crate) fn abandon(self) {
+        let runtime = self.0.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            // Blocking is what is wanted here: afterwards none of its tasks runs.
+            std::thread::spawn(move || drop(runtime)).join().expect("it ends");
+        }
+        self.0.store.close();
+        self.0.log.clone().close().expect("it closes");
+        self.0.end();
+    }
+
     async fn start(
         config: Config,
         peers: Peers,
@@ -378,7 +377,7 @@ impl Replica {
             Some(log.clone()),
             Arc::clone(&weight),
         );
-        let log_store = LogStore::new(log.clone(), Arc::clone(&store));
+        let log_store = LogStore::new(log.clone(), Some(Arc::clone(&store)));
         let network = Network { peers, addresses };
         let raft_config = Arc::new(raft_config(&config)?);
         let node = config.node;
@@ -447,13 +446,77 @@ impl Replica {
         }
     }
 
-    fn not_leader(&self, forward: &ForwardToLeader<TypeConfig>) -> ProposeError {
-        ProposeError::NotLeader { leader: self.other(forward) }
+    async fn propose_once(
+        &self,
+        term: u64,
+        proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<Committed, Refused> {
+        let (responder, answer) = ProgressResponder::complete_only();
+        let committed = async {
+            let write = self.0.raft.write(proposal).responder(responder);
+            let put_in = write.with_leader(CommittedLeader::from(term)).await;
+            // Raft's queue is closed: it was not put in.
+            put_in.map_err(|_| ProposeError::Stopped)?;
+            answer.await.map_err(|_| ProposeError::Unknown("the replica stopped"))
+        };
+        let answer = timeout_at(deadline, committed).await;
+        let answer = answer.map_err(|_| ProposeError::Unknown("the deadline passed"))??;
+        match answer {
+            Ok(response) => Ok(Committed {
+                index: response.log_id.index(),
+                term: **response.log_id.committed_leader_id(),
+                outcome: response.data.0.expect("a command has an outcome"),
+            }),
+            // openraft says this before it appends, and another thing afterwards.
+            Err(ClientWriteError::ForwardToLeader(forward)) => Err(match forward.reason {
+                ForwardReason::LeaseExpired => Refused::NoLease,
+                _ => ProposeError::NotLeader { leader: self.other(&forward) }.into(),
+            }),
+            Err(ClientWriteError::LogEntryDiscarded(_)) => {
+                Err(ProposeError::Unknown("the leadership was lost").into())
+            }
+            Err(
+                ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_),
+            ) => Err(ProposeError::Unknown("raft answered for another request").into()),
+        }
+    }
+
+    /// The term in which this node leads as far as it knows, else who does.
+    fn leading(&self) -> Result<u64, Option<NodeId>> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state == ServerState::Leader {
+            return Ok(metrics.current_term);
+        }
+        let leader = metrics.current_leader.map(NodeId);
+        Err(leader.filter(|leader| *leader != self.0.node))
+    }
+
+    /// Whether this node leads and no quorum has answered it yet.
+    fn is_new(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state == ServerState::Leader && metrics.last_quorum_acked.is_none()
     }
 
     /// Who is said to lead, if it is another node: a leader in doubt names itself.
     fn other(&self, forward: &ForwardToLeader<TypeConfig>) -> Option<NodeId> {
         forward.leader_id.map(NodeId).filter(|leader| *leader != self.0.node)
+    }
+}
+
+/// Why one attempt brought nothing.
+enum Refused {
+    /// Definite: this node leads, but no quorum has said so lately.
+    NoLease,
+    Finally(ProposeError),
+}
+
+impl From<ProposeError> for Refused {
+    fn from(error: ProposeError) -> Self {
+        Self::Finally(error)
     }
 }
 

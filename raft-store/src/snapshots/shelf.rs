@@ -19,6 +19,7 @@ const KEPT: usize = 2;
 pub(crate) struct SnapshotFile {
     pub(crate) path: PathBuf,
     pub(crate) meta: SnapshotMeta,
+    pub(crate) bytes: u64,
 }
 
 #[derive(Debug)]
@@ -55,7 +56,10 @@ impl Shelf {
                 continue;
             }
             match format::verify(&path, origin, &key) {
-                Ok(meta) => files.push(SnapshotFile { path, meta }),
+                Ok(meta) => {
+                    let bytes = fs::metadata(&path)?.len();
+                    files.push(SnapshotFile { path, meta, bytes });
+                }
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a snapshot is damaged");
                     metrics::counter!("strongroom_snapshot_damaged_total").increment(1);
@@ -118,7 +122,8 @@ impl Shelf {
         if aside != kept {
             publish(&aside, &kept)?;
         }
-        let file = SnapshotFile { path: kept, meta };
+        let bytes = fs::metadata(&kept)?.len();
+        let file = SnapshotFile { path: kept, meta, bytes };
         let mut files = self.files();
         files.retain(|other| other.path != file.path);
         files.push(file.clone());

@@ -8,8 +8,6 @@ mod machine;
 mod note;
 mod overlay;
 mod store;
-#[cfg(test)]
-mod tests;
 mod view;
 
 pub(crate) use digest::SetKey;

@@ -1,0 +1,205 @@
+//! A few replicas that reach one another, and can be stopped, cut off and brought back.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use domain::NodeId;
+use peers::testing::{FixedRoster, SoftwareIdentity};
+use peers::{
+    BoxFuture, Bytes, Caller, CancellationToken, Incoming, Lane, Options, Peers, Refusal, Service,
+};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::commands::{CLUSTER, LINEAGE};
+use crate::{Addresses, Config, Handler, OpenError, RecoveryReport, Replica};
+
+pub(super) struct House {
+    dir: TempDir,
+    identities: BTreeMap<u64, SoftwareIdentity>,
+    roster: FixedRoster,
+    addresses: Arc<Book>,
+    pub(super) adjust: fn(&mut Config),
+    rooms: BTreeMap<u64, Room>,
+}
+
+struct Room {
+    replica: Replica,
+    stop: CancellationToken,
+    served: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Book(Mutex<BTreeMap<u64, String>>);
+
+impl Addresses for Book {
+    fn peer_address(&self, node: NodeId) -> Option<String> {
+        self.0.lock().expect("no panic").get(&node.0).cloned()
+    }
+}
+
+struct Mounted(Handler);
+
+impl Service for Mounted {
+    fn call(
+        &self,
+        from: Caller,
+        lane: Lane,
+        request: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
+        Box::pin(async move {
+            let (Caller::Member(from), Lane::Raft) = (from, lane) else {
+                return Err(Refusal::Denied("not here".into()));
+            };
+            self.0.call(NodeId(from), request).await
+        })
+    }
+
+    fn receive(
+        &self,
+        from: u64,
+        header: Bytes,
+        body: Incoming,
+    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
+        Box::pin(self.0.receive(NodeId(from), header, body))
+    }
+}
+
+pub(super) fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+/// Waits for a condition, and fails the test if it does not come true.
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = soon();
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl House {
+    pub(super) fn new(nodes: u64) -> Self {
+        let identities: BTreeMap<_, _> =
+            (1..=nodes).map(|node| (node, SoftwareIdentity::generate())).collect();
+        let roster = FixedRoster::new(identities.iter().map(|(node, identity)| (*node, identity)));
+        Self {
+            dir: tempfile::tempdir().expect("a directory"),
+            identities,
+            roster,
+            addresses: Arc::default(),
+            adjust: |_| {},
+            rooms: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn dir(&self, node: u64) -> PathBuf {
+        self.dir.path().join(format!("n{node}"))
+    }
+
+    pub(super) fn config(&self, node: u64) -> Config {
+        let mut config = Config::new(self.dir(node), NodeId(node), CLUSTER, LINEAGE);
+        config.segment_bytes = 1 << 20;
+        config.sled_cache_bytes = 8 << 20;
+        config.housekeeping = Duration::from_millis(20);
+        (self.adjust)(&mut config);
+        config
+    }
+
+    pub(super) async fn create(&mut self, node: u64) -> Replica {
+        let peers = self.peers(node);
+        let replica = Replica::create(self.config(node), peers.clone(), self.addresses.clone());
+        self.move_in(node, peers, replica.await.expect("it is created")).await
+    }
+
+    pub(super) async fn open(&mut self, node: u64) -> Result<(Replica, RecoveryReport), OpenError> {
+        let peers = self.peers(node);
+        let opened = Replica::open(self.config(node), peers.clone(), self.addresses.clone());
+        let (replica, report) = opened.await?;
+        Ok((self.move_in(node, peers, replica).await, report))
+    }
+
+    /// A cluster of all nodes, led by the first.
+    pub(super) async fn form(&mut self) -> Vec<Replica> {
+        let nodes: Vec<u64> = self.identities.keys().copied().collect();
+        let mut replicas = Vec::new();
+        for node in &nodes {
+            replicas.push(self.create(*node).await);
+        }
+        let first = &replicas[0];
+        first.initialise().await.expect("it is initialised");
+        first.propose(super::commands::initialise(), soon()).await.expect("it is committed");
+        for node in &nodes[1..] {
+            first.add_learner(NodeId(*node), soon()).await.expect("it learns");
+        }
+        let voters = nodes.iter().copied().map(NodeId).collect();
+        first.set_voters(voters, soon()).await.expect("they vote");
+        replicas
+    }
+
+    pub(super) fn replica(&self, node: u64) -> Replica {
+        self.rooms[&node].replica.clone()
+    }
+
+    /// From here on nobody hears this node, and it hears nobody; it goes on by itself.
+    pub(super) fn isolate(&self, node: u64) {
+        self.rooms[&node].stop.cancel();
+        self.roster.remove(node);
+    }
+
+    pub(super) async fn stop(&mut self, node: u64) {
+        let room = self.rooms.remove(&node).expect("it runs");
+        room.stop.cancel();
+        room.replica.stop().await;
+        room.served.await.expect("it was served");
+    }
+
+    /// Ends a node without a word, as a killed process does: nothing is flushed or handed over.
+    pub(super) fn kill(&mut self, node: u64) {
+        let room = self.rooms.remove(&node).expect("it runs");
+        room.served.abort();
+        room.replica.abandon();
+    }
+
+    fn peers(&self, node: u64) -> Peers {
+        let identity = Arc::new(self.identities[&node].clone());
+        Peers::new(identity, Arc::new(self.roster.clone()), Options::default()).expect("peers")
+    }
+
+    async fn move_in(&mut self, node: u64, peers: Peers, replica: Replica) -> Replica {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        self.addresses.0.lock().expect("no panic").insert(node, address);
+        let stop = CancellationToken::new();
+        let service = Arc::new(Mounted(replica.handler()));
+        let serving = {
+            let stop = stop.clone();
+            async move { peers.serve(listener, service, stop).await }
+        };
+        let served = replica.runtime().spawn(serving);
+        self.rooms.insert(node, Room { replica: replica.clone(), stop, served });
+        replica
+    }
+}
+
+/// Which of these leads, once one does and says so itself.
+pub(super) async fn leader_of(replicas: &[Replica]) -> Replica {
+    let mut found = None;
+    until("one of them leads", || {
+        found =
+            replicas.iter().find(|replica| replica.status().role == crate::Role::Leader).cloned();
+        found.is_some()
+    })
+    .await;
+    found.expect("it was found")
+}
+
+/// Fails instead of waiting for ever.
+pub(super) async fn within<T>(seconds: u64, what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(seconds), what).await.expect("it took too long")
+}

@@ -1,0 +1,7 @@
+//! Replicas on real parts: the log and sled on a disk, the peers' wire on the loopback.
+
+mod cluster;
+mod commands;
+mod house;
+mod recovery;
+mod suite;

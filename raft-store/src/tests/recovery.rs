@@ -1,0 +1,219 @@
+//! One replica that loses parts of what is on its disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use domain::NodeId;
+
+use super::commands::{create_key, has_key};
+use super::house::{House, soon, until, within};
+use crate::{OpenError, RecoveryPath, Replica};
+
+/// A cluster of one with some keys, and the last of them.
+async fn filled(house: &mut House) -> (Replica, u64) {
+    let replica = house.form().await.remove(0);
+    let last = 60;
+    for number in 1..=last {
+        replica.propose(create_key(number), soon()).await.expect("it is committed");
+    }
+    (replica, last)
+}
+
+fn current(house: &House) -> PathBuf {
+    let state = house.dir(1).join("state");
+    let number = fs::read_to_string(state.join("CURRENT")).expect("there is one");
+    state.join(format!("gen-{:06}", number.trim().parse::<u64>().expect("a number")))
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("it reads").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("it copies");
+        }
+    }
+}
+
+/// The value of a record stands in the file as it is, so it can be found and changed.
+fn damage(file: &Path) {
+    let mut bytes = fs::read(file).expect("it reads");
+    let length = bytes.len();
+    for at in (0..length).step_by(97) {
+        bytes[at] ^= 0x40;
+    }
+    fs::write(file, bytes).expect("it is written");
+}
+
+async fn reopened(house: &mut House) -> (Replica, crate::RecoveryReport) {
+    let (replica, report) = house.open(1).await.expect("it comes back");
+    until("it leads", || replica.status().leader == Some(NodeId(1))).await;
+    replica.barrier(soon()).await.expect("it leads");
+    (replica, report)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_state_is_rebuilt_from_a_snapshot_and_the_log() {
+    let mut house = House::new(1);
+    let (replica, last) = filled(&mut house).await;
+    replica.snapshot(soon()).await.expect("it is built");
+    replica.propose(create_key(last + 1), soon()).await.expect("it is committed");
+    let whole = replica.status().state_digest;
+    drop(replica);
+    within(10, house.stop(1)).await;
+
+    damage(&current(&house).join("db"));
+    let (replica, report) = reopened(&mut house).await;
+    assert_eq!(report.path, RecoveryPath::FromSnapshot);
+    assert!(report.quarantined.is_some());
+    assert!(replica.read(|view| has_key(view, 1) && has_key(view, last + 1)));
+    // A start adds an entry of Raft's own, which changes no record.
+    assert_eq!(replica.status().state_digest.value, whole.value);
+    assert_eq!(fs::read_dir(house.dir(1).join("quarantine")).expect("it reads").count(), 1);
+    drop(replica);
+    within(10, house.stop(1)).await;
+
+    damage(&current(&house).join("db"));
+    let again = house.open(1).await.err();
+    assert!(matches!(again, Some(OpenError::DamagedAgain { .. })), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_flipped_bit_anywhere_in_sled_is_never_served() {
+    let mut house = House::new(1);
+    let (replica, last) = filled(&mut house).await;
+    let whole = replica.status().state_digest;
+    drop(replica);
+    within(10, house.stop(1)).await;
+    let kept = house.dir(1).with_extension("kept");
+    fs::rename(house.dir(1), &kept).expect("it moves");
+    let file = current_of(&kept).join("db");
+    let bytes = fs::read(&file).expect("it reads");
+    let used = bytes.iter().rposition(|byte| *byte != 0).expect("it is not empty");
+    for part in 0..8 {
+        let _ = fs::remove_dir_all(house.dir(1));
+        copy(&kept, &house.dir(1));
+        let mut damaged = bytes.clone();
+        damaged[used * part / 8 + 1234] ^= 1 << part;
+        fs::write(current(&house).join("db"), damaged).expect("it is written");
+        let (replica, report) = reopened(&mut house).await;
+        assert_eq!(replica.status().state_digest.value, whole.value, "{report:?}");
+        assert!(replica.read(|view| has_key(view, 1) && has_key(view, last)));
+        drop(replica);
+        within(10, house.stop(1)).await;
+    }
+}
+
+fn current_of(dir: &Path) -> PathBuf {
+    let number = fs::read_to_string(dir.join("state/CURRENT")).expect("there is one");
+    dir.join(format!("state/gen-{:06}", number.trim().parse::<u64>().expect("a number")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_behind_its_log_catches_up() {
+    let mut house = House::new(1);
+    let (replica, last) = filled(&mut house).await;
+    drop(replica);
+    within(10, house.stop(1)).await;
+    let older = house.dir(1).with_extension("older");
+    copy(&house.dir(1).join("state"), &older);
+    let (replica, _) = reopened(&mut house).await;
+    for number in last + 1..=last + 20 {
+        replica.propose(create_key(number), soon()).await.expect("it is committed");
+    }
+    let whole = replica.status().state_digest;
+    drop(replica);
+    within(10, house.stop(1)).await;
+
+    fs::remove_dir_all(house.dir(1).join("state")).expect("it goes");
+    fs::rename(&older, house.dir(1).join("state")).expect("it moves");
+    let (replica, report) = reopened(&mut house).await;
+    assert_eq!(report.path, RecoveryPath::Whole);
+    assert!(report.applied_index < report.last_log_index);
+    assert_eq!(replica.status().state_digest.value, whole.value);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_state_is_rebuilt_from_the_whole_log() {
+    let mut house = House::new(1);
+    let (replica, _) = filled(&mut house).await;
+    let whole = replica.status().state_digest;
+    drop(replica);
+    within(10, house.stop(1)).await;
+    fs::remove_dir_all(house.dir(1).join("state")).expect("it goes");
+    let (replica, report) = reopened(&mut house).await;
+    assert_eq!(report.path, RecoveryPath::FromLog);
+    assert_eq!(replica.status().state_digest.value, whole.value);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_state_and_snapshots_a_purged_log_is_refused() {
+    let mut house = House::new(1);
+    house.adjust = |config| config.snapshot_log_bytes = 4 << 10;
+    let (replica, _) = filled(&mut house).await;
+    until("the log is purged", || replica.status().purged_index > 0).await;
+    drop(replica);
+    within(10, house.stop(1)).await;
+    let kept = house.dir(1).with_extension("kept");
+    copy(&house.dir(1), &kept);
+    fs::remove_dir_all(house.dir(1).join("state")).expect("it goes");
+    // One damaged snapshot of two is no harm.
+    let mut snapshots: Vec<_> = fs::read_dir(house.dir(1).join("snapshots"))
+        .expect("it reads")
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    snapshots.sort();
+    assert_eq!(snapshots.len(), 2);
+    damage(&snapshots[1]);
+    let (replica, report) = reopened(&mut house).await;
+    assert_eq!(report.path, RecoveryPath::FromSnapshot);
+    drop(replica);
+    within(10, house.stop(1)).await;
+
+    fs::remove_dir_all(house.dir(1)).expect("it goes");
+    fs::rename(&kept, house.dir(1)).expect("it moves");
+    fs::remove_dir_all(house.dir(1).join("state")).expect("it goes");
+    fs::remove_dir_all(house.dir(1).join("snapshots")).expect("it goes");
+    let refused = house.open(1).await.err();
+    assert!(matches!(refused, Some(OpenError::NoState { .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_is_one_replicas_at_a_time() {
+    let mut house = House::new(1);
+    let replica = house.create(1).await;
+    assert!(matches!(house.open(1).await, Err(OpenError::Locked(_))));
+    let stranger = crate::Config { node: NodeId(2), ..house.config(1) };
+    drop(replica);
+    within(10, house.stop(1)).await;
+    let refused = crate::recovery::open(&stranger, &crate::fatal::Fatal::new()).err();
+    assert!(matches!(refused, Some(OpenError::Foreign { .. })), "{refused:?}");
+    let refused = crate::recovery::create(&house.config(1), &crate::fatal::Fatal::new()).err();
+    assert!(matches!(refused, Some(OpenError::NotEmpty(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_are_built_while_the_state_moves_on() {
+    let mut house = House::new(1);
+    house.adjust = |config| config.snapshot_log_bytes = 16 << 10;
+    let (replica, last) = filled(&mut house).await;
+    let proposals = (last + 1..=last + 600).map(|number| {
+        let replica = replica.clone();
+        tokio::spawn(async move { replica.propose(create_key(number), soon()).await })
+    });
+    let proposals: Vec<_> = proposals.collect();
+    for proposal in proposals {
+        proposal.await.expect("no panic").expect("it is committed");
+    }
+    let index = replica.snapshot(soon()).await.expect("it is built");
+    assert!(index >= last);
+    until("two are kept", || replica.status().purged_index > 0).await;
+    drop(replica);
+    within(10, house.stop(1)).await;
+    // A snapshot that mixed two moments would not have been read back whole.
+    let (_, report) = reopened(&mut house).await;
+    assert_eq!(report.path, RecoveryPath::Whole);
+}
