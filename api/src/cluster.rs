@@ -1,0 +1,224 @@
+//! `/v1/cluster`: members, joins, leadership and the KEK.
+
+use std::sync::Arc;
+
+use custody::cluster::{ClusterStatus, KekStatus, NewJoinToken, NodeStatus, NodeView};
+use custody::{Changed, Custody};
+use domain::{EpochState, Join, JoinStatus, Member, NodeId, Standing};
+use wire::{NodeHsm, StateDigest};
+
+use crate::call::Call;
+use crate::problem::Refusal;
+use crate::render;
+use crate::reply::{Answer, Reply};
+use crate::route::Parameter;
+use crate::{sys, tokens};
+
+pub(crate) const FORCE: Parameter = Parameter {
+    name: "force",
+    words: &["true", "false"],
+    describe: "`true` removes the node though the cluster then survives no further loss",
+};
+
+pub(crate) async fn show(custody: Custody, call: Arc<Call>) -> Answer {
+    Reply::seen(custody.cluster(&call.context).await?, |status| Reply::json(&rendered(status)))
+}
+
+pub(crate) async fn create_join_token(custody: Custody, call: Arc<Call>) -> Answer {
+    let new = new_join_token(call.json()?)?;
+    let Changed { value: (token, secret), revision, replayed, index } =
+        custody.create_join_token(&call.context, new).await?;
+    let created = Changed { value: (), revision, replayed, index };
+    Reply::changed(created, |()| tokens::created_reply(&token.id.to_string(), &secret))
+}
+
+/// Those that wait for an operator.
+pub(crate) async fn joins(custody: Custody, call: Arc<Call>) -> Answer {
+    Reply::seen(custody.joins(&call.context).await?, |joins| {
+        let waiting = joins.into_iter().filter(|join| join.status == JoinStatus::AwaitingApproval);
+        Reply::json(&wire::Joins { joins: waiting.map(rendered_join).collect() })
+    })
+}
+
+pub(crate) async fn approve(custody: Custody, call: Arc<Call>) -> Answer {
+    let wire::Approve { statement, signature } = call.json()?;
+    let node = call.node_id()?;
+    let approved = custody.approve_join(&call.context, node, statement.0, &signature.0).await?;
+    member(approved)
+}
+
+pub(crate) async fn remove_node(custody: Custody, call: Arc<Call>) -> Answer {
+    let force = call.parameter(FORCE.name) == Some("true");
+    let removed = custody.remove_node(&call.context, call.node_id()?, force).await?;
+    Reply::changed(removed, |_| Ok(Reply::done()))
+}
+
+pub(crate) async fn cordon(custody: Custody, call: Arc<Call>) -> Answer {
+    call.no_body()?;
+    member(custody.cordon(&call.context, call.node_id()?).await?)
+}
+
+pub(crate) async fn uncordon(custody: Custody, call: Arc<Call>) -> Answer {
+    call.no_body()?;
+    member(custody.uncordon(&call.context, call.node_id()?).await?)
+}
+
+pub(crate) async fn transfer_leader(custody: Custody, call: Arc<Call>) -> Answer {
+    let wire::TransferLeader { to } = call.json_or_default()?;
+    let seen = custody.transfer_leader(&call.context, to.map(NodeId)).await?;
+    Reply::seen(seen, |to| Reply::json(&wire::TransferLeader { to: Some(to.0) }))
+}
+
+pub(crate) async fn rotate_kek(custody: Custody, call: Arc<Call>) -> Answer {
+    call.no_body()?;
+    let changed = custody.rotate_kek(&call.context).await?;
+    // How much there is to re-wrap is only told, so a reader's failure is not the change's.
+    let total = custody.cluster(&call.context).await.map_or(0, |seen| seen.value.kek.total);
+    Reply::changed(changed, |epoch| {
+        Reply::json(&wire::Kek {
+            epoch: epoch.epoch.0,
+            state: kek_state(epoch.state),
+            copies: u32::try_from(epoch.acknowledged.len()).unwrap_or(u32::MAX),
+            sites: 0,
+            rewrapped: 0,
+            total,
+        })
+    })
+}
+
+pub(crate) async fn snapshot(custody: Custody, call: Arc<Call>) -> Answer {
+    call.no_body()?;
+    let seen = custody.snapshot(&call.context).await?;
+    Reply::seen(seen, |index| Reply::json(&wire::Snapshot { index }))
+}
+
+fn new_join_token(body: wire::CreateJoinToken) -> Result<NewJoinToken, Refusal> {
+    if body.auto_approve == Some(true) {
+        return Err(Refusal::invalid(
+            "`auto_approve`: a node is admitted by an operator's signature, never by a token alone",
+        ));
+    }
+    Ok(NewJoinToken {
+        name: body.name,
+        name_pattern: body.name_pattern,
+        zone: body.zone,
+        vote: render::vote(body.role.unwrap_or(wire::MemberRole::Voter)),
+        uses: body.uses.unwrap_or(1),
+        ttl: render::span(body.ttl),
+    })
+}
+
+fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
+    wire::ClusterStatus {
+        cluster_id: status.cluster.to_string(),
+        lineage_id: status.lineage.to_string(),
+        leader: status.leader.map(|leader| leader.0),
+        term: status.term,
+        commit_index: status.commit_index,
+        format: status.format.into(),
+        kek: kek(&status.kek),
+        nodes: status.nodes.into_iter().map(node).collect(),
+        survives: wire::Survives { nodes: status.survives.nodes, zones: status.survives.zones },
+    }
+}
+
+fn kek(status: &KekStatus) -> wire::Kek {
+    wire::Kek {
+        epoch: status.epoch.0,
+        state: kek_state(status.state),
+        copies: status.copies,
+        sites: status.sites,
+        rewrapped: status.rewrapped,
+        total: status.total,
+    }
+}
+
+fn kek_state(state: EpochState) -> wire::KekState {
+    match state {
+        EpochState::Distributing => wire::KekState::Distributing,
+        EpochState::Active => wire::KekState::Active,
+        EpochState::Draining => wire::KekState::Draining,
+        EpochState::Retired => wire::KekState::Retired,
+        EpochState::Abandoned => wire::KekState::Abandoned,
+    }
+}
+
+fn node(view: NodeView) -> wire::NodeStatus {
+    let heard = view.status.is_some();
+    let (mut role, mut phase, mut hsm, mut applied_index, mut digest) =
+        (None, None, None, None, None);
+    if let Some(status) = view.status {
+        let NodeStatus { hsm_kind, hsm_healthy, hsm_reason, hsm_profile, .. } = status;
+        role = Some(sys::role(status.role));
+        phase = Some(sys::phase(status.phase));
+        hsm = Some(NodeHsm {
+            kind: sys::hsm_kind(&hsm_kind),
+            state: sys::hsm_state(hsm_healthy),
+            reason: hsm_reason,
+            profile: hsm_profile,
+        });
+        applied_index = Some(status.applied_index);
+        digest = Some(StateDigest { index: status.digest_index, value: status.digest });
+    }
+    wire::NodeStatus {
+        id: view.node.0,
+        name: view.name,
+        address: view.api_address,
+        zone: view.zone,
+        role,
+        phase,
+        cordoned: view.standing == Standing::Cordoned,
+        hsm,
+        applied_index,
+        lag: view.lag,
+        // It was asked for this answer and gave one, or it did not.
+        last_contact: heard.then(wire::Time::now),
+        state_digest: digest,
+    }
+}
+
+fn rendered_join(join: Join) -> wire::Join {
+    wire::Join {
+        id: join.node.to_string(),
+        name: join.statement.name.clone(),
+        zone: join.zone,
+        role: render::member_role(join.vote),
+        fingerprint: join.statement.fingerprint(),
+        statement: join.statement.to_bytes().into(),
+        requested_at: render::time(join.requested_at),
+    }
+}
+
+fn member(changed: Changed<Member>) -> Answer {
+    Reply::changed(changed, |member| {
+        Reply::json(&wire::NodeStatus {
+            id: member.node.0,
+            name: member.name,
+            address: member.api_address,
+            zone: member.zone,
+            role: None,
+            phase: None,
+            cordoned: member.standing == Standing::Cordoned,
+            hsm: None,
+            applied_index: None,
+            lag: None,
+            last_contact: None,
+            state_digest: None,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_join_token_has_its_defaults_and_admits_nobody() {
+        let new = |json| new_join_token(serde_json::from_str(json).unwrap());
+        let token = new(r#"{"ttl":"1h"}"#).unwrap();
+        assert_eq!((token.uses, token.vote), (1, domain::Vote::Voter));
+        assert_eq!(new(r#"{"ttl":"1h","role":"learner"}"#).unwrap().vote, domain::Vote::Learner);
+        assert!(new(r#"{"ttl":"1h","auto_approve":false}"#).is_ok());
+        assert!(new(r#"{"ttl":"1h","auto_approve":true}"#).is_err());
+    }
+}
