@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use crypto::SecretBytes;
 use domain::{KeyId, Version};
 
+use crate::Custody;
+
 #[derive(Debug)]
 pub(crate) struct Cache {
     most: usize,
@@ -67,6 +69,24 @@ impl Cache {
     fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
         // A panic elsewhere leaves the map whole: each change to it is one call.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wipes the cache whenever this node does not lead, or its slot is in trouble.
+pub(crate) async fn guard(custody: Custody) {
+    let (mut leader, mut health) = (custody.watch_leader(), custody.slot().health());
+    loop {
+        let healthy = health.borrow_and_update().is_healthy();
+        if leader.borrow_and_update().is_none_or(|(_, node)| node != custody.node_id()) || !healthy {
+            custody.cache().wipe();
+        }
+        let changed = tokio::select! {
+            changed = leader.changed() => changed,
+            changed = health.changed() => changed,
+        };
+        if changed.is_err() {
+            return custody.cache().wipe();
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use domain::{Lineage, NodeId, view};
 use hsm::Slot;
 use peers::Peers;
 use raft_store::{Replica, View};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::authorize::{Caller, Grant, Verb, grant};
 use crate::cache::Cache;
-use crate::cluster::{self, Pinned};
+use crate::cluster::{self, Pinned, Roster};
 use crate::propose::now;
 use crate::{Context, Error, Seen};
 
@@ -42,13 +43,12 @@ struct Inner {
     slot: Slot,
     peers: Peers,
     node: NodeInfo,
-    pinned: Pinned,
     cache: Cache,
     draining: AtomicBool,
     cluster: cluster::State,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub enum Phase {
     Joining,
     Recovering,
@@ -56,7 +56,7 @@ pub enum Phase {
     Draining,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub enum Role {
     Leader,
     Caretaker,
@@ -81,12 +81,12 @@ impl Custody {
         slot: Slot,
         peers: Peers,
         node: NodeInfo,
-        pinned: Pinned,
+        roster: Arc<Roster>,
     ) -> Self {
         let cache = Cache::new(CACHED, CACHED_FOR);
         let draining = AtomicBool::new(false);
-        let cluster = cluster::State::default();
-        Self(Arc::new(Inner { replica, slot, peers, node, pinned, cache, draining, cluster }))
+        let cluster = cluster::State::new(roster);
+        Self(Arc::new(Inner { replica, slot, peers, node, cache, draining, cluster }))
     }
 
     pub(crate) fn replica(&self) -> &Replica {
@@ -106,7 +106,7 @@ impl Custody {
     }
 
     pub(crate) fn pinned(&self) -> &Pinned {
-        &self.0.pinned
+        self.0.cluster.roster().pinned()
     }
 
     pub(crate) fn cluster_state(&self) -> &cluster::State {
@@ -114,7 +114,7 @@ impl Custody {
     }
 
     pub(crate) fn lineage(&self) -> Lineage {
-        self.0.pinned.lineage
+        self.pinned().lineage
     }
 
     pub fn node(&self) -> &NodeInfo {
@@ -199,7 +199,7 @@ impl Custody {
         look: impl FnOnce(&View<'_>, &Caller) -> Result<T, Error>,
     ) -> Result<(Grant<V>, Seen<T>), Error> {
         if !context.stale {
-            self.0.replica.barrier(context.deadline.into_std()).await?;
+            self.0.replica.barrier(context.deadline).await?;
         }
         self.0.replica.read(|view| {
             let grant = grant::<V>(view, context, now())?;

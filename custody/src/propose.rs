@@ -30,7 +30,7 @@ impl Custody {
                 return self.dry_run(&command);
             }
             let committed =
-                self.replica().propose(command.clone(), deadline(context.deadline)).await?;
+                self.replica().propose(command.clone(), context.deadline).await?;
             match committed.outcome {
                 Ok(Answer { receipt, replayed }) => {
                     let revision = revision(&receipt);
@@ -70,7 +70,7 @@ impl Custody {
             idempotency: None,
             change,
         };
-        let committed = self.replica().propose(command, deadline(until)).await?;
+        let committed = self.replica().propose(command, until).await?;
         Ok(committed.outcome.map(|answer| (committed.index, answer.receipt)))
     }
 
@@ -120,8 +120,4 @@ pub(crate) fn random_id() -> Result<[u8; 16], Error> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|error| Error::Internal(error.to_string()))?;
     Ok(id)
-}
-
-fn deadline(at: Instant) -> std::time::Instant {
-    at.into_std()
 }

@@ -49,7 +49,7 @@ pub fn verify(pinned: &Pinned, member: &Member) -> Result<Statement, Refused> {
 }
 
 /// The same, before there is a member.
-pub fn verify_bytes(
+pub(super) fn verify_bytes(
     pinned: &Pinned,
     node: NodeId,
     bytes: &[u8],
@@ -84,7 +84,7 @@ pub fn verify_bytes(
 /// Names the signer of each signature: callers send only the bytes, 64 for each operator.
 ///
 /// What no pinned operator signed is left out.
-pub fn attribute(pinned: &Pinned, statement: &[u8], signatures: &[u8]) -> Vec<Signature> {
+pub(super) fn attribute(pinned: &Pinned, statement: &[u8], signatures: &[u8]) -> Vec<Signature> {
     let signed_by = |signature: &[u8]| {
         pinned
             .operators
@@ -97,7 +97,7 @@ pub fn attribute(pinned: &Pinned, statement: &[u8], signatures: &[u8]) -> Vec<Si
 }
 
 /// Whether these operators can decide anything, and not less than they mean to.
-pub fn check(operators: &Operators) -> Result<(), String> {
+pub(super) fn check(operators: &Operators) -> Result<(), String> {
     let distinct: BTreeSet<_> = operators.keys.iter().collect();
     let (keys, threshold) = (operators.keys.len(), usize::from(operators.threshold));
     if distinct.len() != keys {
@@ -110,7 +110,7 @@ pub fn check(operators: &Operators) -> Result<(), String> {
 }
 
 /// The digest of the operators that a join token carries.
-pub fn digest(operators: &Operators) -> [u8; 32] {
+pub(super) fn digest(operators: &Operators) -> [u8; 32] {
     crypto::sha256(&domain::encode(operators))
 }
 
@@ -230,8 +230,7 @@ pub(super) mod tests {
         let mut other_purpose = member(&good, &[a, b]);
         other_purpose.signatures[1].bytes = b.sign("remove", &good.to_bytes()).to_vec();
         let mut swapped_enrolment = member(&good, &[a, b]);
-        swapped_enrolment.statement =
-            Statement { enrolment: vec![9], ..good.clone() }.to_bytes();
+        swapped_enrolment.statement = Statement { enrolment: vec![9], ..good.clone() }.to_bytes();
         let foreign = Statement { lineage: Lineage([8; 16]), ..good.clone() };
         let mut other_node = member(&good, &[a, b]);
         other_node.node = NodeId(5);

@@ -73,9 +73,9 @@ impl Roster {
                 introduced.insert(member.node, member);
             }
         }
-        drop(introduced);
-        write(&self.known).revision = None;
-        write(&self.known).index = None;
+        // Made anew from the state at the next question, or here while there is no state.
+        *write(&self.known) =
+            Known::new(believed(&self.pinned, self.me, &[], &self.seeds, &introduced));
     }
 
     /// All who are believed, this node included.
@@ -155,10 +155,8 @@ fn believed(
 
 impl Known {
     fn new(peers: BTreeMap<NodeId, Peer>) -> Self {
-        let by_identity = peers
-            .iter()
-            .map(|(node, peer)| (peer.statement.identity.clone(), *node))
-            .collect();
+        let by_identity =
+            peers.iter().map(|(node, peer)| (peer.statement.identity.clone(), *node)).collect();
         Self { index: None, revision: None, peers, by_identity }
     }
 }
@@ -169,7 +167,9 @@ impl peers::Roster for Roster {
     }
 
     fn spki(&self, node: peers::NodeId) -> Option<Vec<u8>> {
-        self.known(|known| known.peers.get(&NodeId(node)).map(|peer| peer.statement.identity.clone()))
+        self.known(|known| {
+            known.peers.get(&NodeId(node)).map(|peer| peer.statement.identity.clone())
+        })
     }
 }
 
@@ -227,8 +227,7 @@ mod tests {
     fn the_state_can_not_introduce_a_member() {
         let (keys, pinned) = operators(1, 1);
         let (strangers, _) = operators(1, 1);
-        let members =
-            [member(&statement(1), &[&keys[0]]), member(&statement(2), &[&strangers[0]])];
+        let members = [member(&statement(1), &[&keys[0]]), member(&statement(2), &[&strangers[0]])];
         let peers = believed(&pinned, NodeId(1), &members, &[], &BTreeMap::new());
         assert_eq!(nodes(&peers), [1]);
     }
@@ -244,6 +243,7 @@ mod tests {
         let address = raft_store::Addresses::peer_address(&roster, NodeId(1));
         assert_eq!(address.as_deref(), Some("127.0.0.1:2001"));
         assert_eq!(peers::Roster::node(&roster, &[2, 2]), None);
-        drop(two);
+        roster.introduce(vec![two]);
+        assert_eq!(peers::Roster::node(&roster, &[2, 2]), Some(2));
     }
 }

@@ -1,0 +1,143 @@
+//! The cluster's own life: its beginning, its members, its ceremonies, its clock.
+//!
+//! Everything that runs by itself is one of the loops that [`run`] starts. Each gathers facts, asks a
+//! plain function what is next, and does that; none remembers anything that the state does not say
+//! again, so a loop may be lost with its node at any point.
+
+mod authority;
+mod ceremony;
+mod certificates;
+mod clock;
+mod health;
+mod identity;
+mod init;
+mod introduce;
+mod join;
+mod messages;
+mod operators;
+mod roster;
+mod status;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod verbs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use domain::{KekId, KeyId, Version};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use crate::Custody;
+
+pub use certificates::{CertificateOptions, Issued};
+pub use identity::SlotIdentity;
+pub use init::{FIRST_NODE, Founded, InitError, Prepared, found, prepare, start};
+pub use join::{Admitted, JoinError, Newcomer, Progress, join};
+pub use messages::LANE_PREFIX;
+pub use operators::{DOMAIN, Pinned, Refused, verify};
+pub use roster::{Peer, Roster};
+pub use status::{ClusterStatus, KekStatus, NodeStatus, NodeView};
+pub use verbs::NewJoinToken;
+
+/// What the loops are told at the start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A node without a usable slot leads only when nobody led for this long: three times the longest
+    /// time that an election takes.
+    pub caretaker_after: Duration,
+    /// Between two batches of re-wrapping, to leave the slot to the callers.
+    pub rewrap_pause: Duration,
+    /// Asks the cluster's CA for the certificate that callers see; `None` where the operator has one.
+    pub certificate: Option<CertificateOptions>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            caretaker_after: Duration::from_secs(3),
+            rewrap_pause: Duration::from_millis(5),
+            certificate: None,
+        }
+    }
+}
+
+/// What is kept between passes, all of it found again after a restart.
+#[derive(Debug)]
+pub struct State {
+    roster: Arc<Roster>,
+    /// What the slot said about each KEK.
+    held: Mutex<BTreeMap<KekId, bool>>,
+    /// The slot holds what a leader needs: the active KEK, and those that blobs are still under.
+    able: AtomicBool,
+    /// The slot holds the active KEK.
+    holds_active: AtomicBool,
+    canary: Mutex<Option<KekId>>,
+    /// Versions whose blob does not open: an alarm, and nothing for a re-wrap to stop at.
+    damaged: Mutex<BTreeSet<(KeyId, Version)>>,
+    ticking: tokio::sync::Mutex<()>,
+    wake: Notify,
+    issued: watch::Sender<Option<Arc<Issued>>>,
+}
+
+impl State {
+    pub(crate) fn new(roster: Arc<Roster>) -> Self {
+        Self {
+            roster,
+            held: Mutex::default(),
+            able: AtomicBool::new(false),
+            holds_active: AtomicBool::new(false),
+            canary: Mutex::default(),
+            damaged: Mutex::default(),
+            ticking: tokio::sync::Mutex::default(),
+            wake: Notify::new(),
+            issued: watch::Sender::new(None),
+        }
+    }
+
+    pub(crate) fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+}
+
+/// Starts the loops. They end when `stop` says so.
+pub fn run(
+    custody: &Custody,
+    options: &Options,
+    stop: &watch::Receiver<bool>,
+) -> Vec<JoinHandle<()>> {
+    custody.cluster_state().roster.attach(custody.replica().clone());
+    let mut tasks = vec![
+        tokio::spawn(until(stop, ceremony::reconcile(custody.clone(), options.clone()))),
+        tokio::spawn(until(stop, health::guard(custody.clone(), options.clone()))),
+        tokio::spawn(until(stop, clock::keep(custody.clone()))),
+        tokio::spawn(until(stop, crate::cache::guard(custody.clone()))),
+        tokio::spawn(until(stop, introduce::insist(custody.clone()))),
+    ];
+    if let Some(certificate) = &options.certificate {
+        let renew = certificates::renew(custody.clone(), certificate.clone());
+        tasks.push(tokio::spawn(until(stop, renew)));
+    }
+    tasks
+}
+
+/// Every loop can be dropped at any of its waits: what it does is done by commands.
+fn until(
+    stop: &watch::Receiver<bool>,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let mut stop = stop.clone();
+    async move {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = work => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

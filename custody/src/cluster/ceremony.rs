@@ -1,0 +1,416 @@
+//! The reconciler: the one loop that carries ceremonies on, on every node.
+//!
+//! It looks at the state, the slot and the raft membership, asks [`next_steps`] and does the first
+//! step that did not just fail. It keeps no plan: whoever leads next goes on from the state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use domain::{
+    Change, Epoch, EpochState, KekEpoch, KekId, NewEpoch, NodeId, Receipt, Rewrap, Standing,
+    VersionState, view,
+};
+use tokio::time::Instant;
+
+use super::messages::Message;
+use super::operators;
+use super::steps::{Facts, Raft, Step, Under, next_steps};
+use super::{Options, lock};
+use crate::propose::random_id;
+use crate::wrapping::{self, Bound};
+use crate::{Custody, Error};
+
+/// How often the state is looked at when nothing wakes the loop.
+const LOOK: Duration = Duration::from_millis(200);
+const LIMIT: Duration = Duration::from_secs(10);
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Versions moved to the active epoch by one command.
+const BATCH: usize = 64;
+
+pub(super) async fn reconcile(custody: Custody, options: Options) {
+    let mut leader = custody.watch_leader();
+    let mut failures = Failures::default();
+    let mut known = BTreeSet::new();
+    loop {
+        let worked = match custody.gather().await {
+            Ok(Some(facts)) => {
+                known = custody.forget_departed(&facts, known);
+                custody.pass(&facts, &mut failures, &options).await
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(%error, "the ceremonies can not see the state");
+                false
+            }
+        };
+        // After a step the state is another one: look again at once.
+        if worked {
+            continue;
+        }
+        tokio::select! {
+            _ = leader.changed() => {}
+            () = custody.cluster_state().wake.notified() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Steps that failed, and when they may be tried again.
+#[derive(Default)]
+struct Failures(BTreeMap<Step, (Instant, Duration)>);
+
+impl Failures {
+    fn bars(&self, step: Step) -> bool {
+        self.0.get(&step).is_some_and(|(until, _)| *until > Instant::now())
+    }
+
+    fn note(&mut self, step: Step) {
+        let wait = self.0.get(&step).map_or(RETRY_MIN, |(_, wait)| (*wait * 2).min(RETRY_MAX));
+        self.0.insert(step, (Instant::now() + wait, wait));
+    }
+
+    fn clear(&mut self, step: Step) {
+        self.0.remove(&step);
+    }
+}
+
+impl Custody {
+    /// Does the first step that can be done; whether one was.
+    async fn pass(&self, facts: &Facts, failures: &mut Failures, options: &Options) -> bool {
+        for step in next_steps(facts) {
+            if failures.bars(step) {
+                continue;
+            }
+            match self.perform(facts, step, options).await {
+                Ok(()) => {
+                    failures.clear(step);
+                    return true;
+                }
+                Err(error) => {
+                    tracing::warn!(?step, %error, "a step failed; it is tried again");
+                    failures.note(step);
+                }
+            }
+        }
+        false
+    }
+
+    /// `None` while there is no cluster in the state.
+    pub(super) async fn gather(&self) -> Result<Option<Facts>, Error> {
+        let damaged = lock(&self.cluster_state().damaged).clone();
+        let found = self.replica().read(|view| {
+            let Some(cluster) = view::cluster(view)? else { return Ok(None) };
+            let epochs = view::epochs(view)?;
+            let mut under = BTreeMap::new();
+            for epoch in epochs.iter().filter(|epoch| epoch.state == EpochState::Draining) {
+                let all = view::count_under(view, epoch.epoch)?;
+                let mut stuck = 0;
+                for (key, version) in &damaged {
+                    let held = view::version(view, *key, *version)?;
+                    let wrapped = held.as_ref().and_then(|held| held.state.wrapped());
+                    stuck += u64::from(wrapped.is_some_and(|blob| blob.epoch == epoch.epoch));
+                }
+                under.insert(epoch.epoch, Under { all, damaged: stuck });
+            }
+            Ok::<_, Error>(Some((cluster, epochs, under, view::members(view)?)))
+        })?;
+        let Some((cluster, epochs, under, members)) = found else { return Ok(None) };
+        let slot_healthy = self.slot().health().borrow().is_healthy();
+        let held = self.held(&epochs, slot_healthy).await;
+        let statements = members
+            .iter()
+            .filter_map(|member| operators::verify(self.pinned(), member).ok())
+            .map(|statement| (statement.node, statement))
+            .collect();
+        let moved = members.iter().any(|member| {
+            let node = self.node();
+            member.node == node.id
+                && member.standing != Standing::Removed
+                && (member.api_address != node.api_address
+                    || member.peer_address != node.peer_address
+                    || member.zone != node.zone)
+        });
+        let status = self.replica().status();
+        let raft = Raft {
+            voters: status.voters.iter().flatten().copied().collect(),
+            learners: status.learners,
+            joint: status.voters.len() > 1,
+            matched: status.replication.unwrap_or_default(),
+            committed: status.commit_index,
+        };
+        let facts = Facts {
+            me: self.node_id(),
+            leads: self.is_leader(),
+            slot_healthy,
+            cluster,
+            epochs,
+            under,
+            members,
+            statements,
+            held,
+            moved,
+            raft,
+        };
+        self.keep_watch(&facts);
+        Ok(Some(facts))
+    }
+
+    /// Which KEKs the slot holds. It is asked once; a slot that was sick is asked again.
+    async fn held(&self, epochs: &[KekEpoch], healthy: bool) -> BTreeSet<KekId> {
+        let state = self.cluster_state();
+        if !healthy {
+            lock(&state.held).clear();
+        }
+        for epoch in epochs {
+            let known = lock(&state.held).contains_key(&epoch.kek);
+            if !known && healthy {
+                match self.slot().holds(hsm::KekId(epoch.kek.0)).await {
+                    Ok(held) => drop(lock(&state.held).insert(epoch.kek, held)),
+                    Err(error) => tracing::debug!(%error, "the slot does not say what it holds"),
+                }
+            }
+        }
+        lock(&state.held).iter().filter(|(_, held)| **held).map(|(kek, _)| *kek).collect()
+    }
+
+    /// Tells the health check what to open, and the rest of the node what this slot is good for.
+    fn keep_watch(&self, facts: &Facts) {
+        let state = self.cluster_state();
+        state.able.store(facts.able(), Ordering::Relaxed);
+        state.holds_active.store(facts.holds_active(), Ordering::Relaxed);
+        if let Some(active) = facts.epoch(facts.cluster.active_epoch)
+            && facts.held.contains(&active.kek)
+        {
+            let mut watched = lock(&state.canary);
+            if *watched != Some(active.kek) {
+                self.slot().set_canary(hsm::KekId(active.kek.0), active.canary.clone());
+                *watched = Some(active.kek);
+            }
+        }
+    }
+
+    /// Closes what is open to those who are members no more.
+    fn forget_departed(&self, facts: &Facts, known: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let removed: BTreeSet<NodeId> = facts
+            .members
+            .iter()
+            .filter(|member| member.standing == Standing::Removed)
+            .map(|member| member.node)
+            .collect();
+        for node in removed.difference(&known) {
+            self.peers().forget(node.0);
+        }
+        removed
+    }
+
+    async fn perform(&self, facts: &Facts, step: Step, options: &Options) -> Result<(), Error> {
+        let until = Instant::now() + LIMIT;
+        let epoch = |number: Epoch| {
+            facts.epoch(number).ok_or_else(|| Error::Internal(format!("no epoch {number}")))
+        };
+        match step {
+            Step::Move => {
+                let node = self.node();
+                let message = Message::MoveMember {
+                    api_address: node.api_address.clone(),
+                    peer_address: node.peer_address.clone(),
+                    zone: node.zone.clone(),
+                };
+                self.ask_leader(message).await.map(drop)?;
+                self.settled(|facts| !facts.moved).await
+            }
+            Step::Accept(number) => self.accept(epoch(number)?).await,
+            Step::Acknowledge(number) => self.acknowledge(number).await,
+            Step::Destroy(number) => self.destroy(epoch(number)?).await,
+            Step::HandOver => match self.fit_successor().await {
+                Some(node) => {
+                    let handed = self.replica().transfer_leader(node, until).await;
+                    handed.map_err(|error| Error::Internal(error.to_string()))
+                }
+                None => Err(Error::WrongState("no other voter is fit to lead".into())),
+            },
+            Step::Dismiss(node) => {
+                let removed = self.replica().remove(node, until).await;
+                self.peers().forget(node.0);
+                tracing::info!(node = node.0, "removed from the cluster");
+                removed.map(drop).map_err(|error| Error::Internal(error.to_string()))
+            }
+            Step::AddLearner(node) => {
+                let added = self.replica().add_learner(node, until).await;
+                tracing::info!(node = node.0, "the log is sent to a new member");
+                added.map(drop).map_err(|error| Error::Internal(error.to_string()))
+            }
+            Step::MakeEpoch => self.propose_epoch(facts, until).await.map(drop),
+            Step::Promote(node) => {
+                let promoted = self.replica().promote(node, until).await;
+                tracing::info!(node = node.0, "a member votes");
+                promoted.map(drop).map_err(|error| Error::Internal(error.to_string()))
+            }
+            Step::Rewrap(number) => {
+                self.rewrap(epoch(number)?, until).await?;
+                tokio::time::sleep(options.rewrap_pause).await;
+                Ok(())
+            }
+            Step::Retire(number) => {
+                self.change_cluster(Change::RetireEpoch { epoch: number }, until).await?;
+                tracing::info!(epoch = number.0, "nothing is wrapped under it any more");
+                Ok(())
+            }
+        }
+    }
+
+    async fn accept(&self, epoch: &KekEpoch) -> Result<(), Error> {
+        let share = epoch.shares.get(&self.node_id()).cloned().unwrap_or_default();
+        let kek = hsm::KekId(epoch.kek.0);
+        self.slot().accept_share(kek, share, epoch.canary.clone()).await?;
+        lock(&self.cluster_state().held).insert(epoch.kek, true);
+        tracing::info!(epoch = epoch.epoch.0, "the slot holds the KEK");
+        if epoch.acknowledged.contains(&self.node_id()) {
+            return Ok(());
+        }
+        self.acknowledge(epoch.epoch).await
+    }
+
+    /// Says so, and waits until it stands in this node's own state, so as not to say it twice.
+    async fn acknowledge(&self, epoch: Epoch) -> Result<(), Error> {
+        self.ask_leader(Message::AcknowledgeEpoch { epoch }).await?;
+        let me = self.node_id();
+        self.settled(|facts| {
+            facts.epoch(epoch).is_none_or(|epoch| epoch.acknowledged.contains(&me))
+        })
+        .await
+    }
+
+    async fn destroy(&self, epoch: &KekEpoch) -> Result<(), Error> {
+        self.slot().forget(hsm::KekId(epoch.kek.0)).await?;
+        lock(&self.cluster_state().held).insert(epoch.kek, false);
+        tracing::info!(epoch = epoch.epoch.0, "the slot destroyed the KEK");
+        let number = epoch.epoch;
+        self.ask_leader(Message::ForgotEpoch { epoch: number }).await?;
+        let me = self.node_id();
+        self.settled(|facts| facts.epoch(number).is_none_or(|epoch| epoch.forgotten.contains(&me)))
+            .await
+    }
+
+    /// What the leader did arrives here a moment later.
+    async fn settled(&self, done: impl Fn(&Facts) -> bool) -> Result<(), Error> {
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            if self.gather().await?.is_none_or(|facts| done(&facts)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(Error::WrongState("the log does not show it yet".into()))
+    }
+
+    /// Makes a KEK, wraps it to every member that is believed, and proposes all shares at once. This
+    /// slot takes its own share in like everybody else, when it is committed.
+    pub(super) async fn new_epoch(&self, facts: &Facts) -> Result<NewEpoch, Error> {
+        let (nodes, keys): (Vec<NodeId>, Vec<Vec<u8>>) = facts.recipients().into_iter().unzip();
+        let kek = KekId(random_id()?);
+        let made = self.slot().make_epoch(hsm::KekId(kek.0), keys).await?;
+        if made.shares.len() != nodes.len() {
+            return Err(Error::Internal("the slot made another number of shares".into()));
+        }
+        Ok(NewEpoch {
+            epoch: Epoch(facts.cluster.latest_epoch.0 + 1),
+            kek,
+            shares: nodes.into_iter().zip(made.shares).collect(),
+            canary: made.canary,
+            made_by: self.node_id(),
+        })
+    }
+
+    async fn propose_epoch(&self, facts: &Facts, until: Instant) -> Result<KekEpoch, Error> {
+        let new = Box::new(self.new_epoch(facts).await?);
+        let recipients = new.shares.len();
+        match self.change_cluster(Change::ProposeEpoch(new), until).await?.1 {
+            Receipt::Epoch(epoch) => {
+                tracing::info!(epoch = epoch.epoch.0, recipients, "a new KEK is distributed");
+                Ok(*epoch)
+            }
+            other => Err(crate::settings::unexpected(&other)),
+        }
+    }
+
+    /// Moves some versions to the active epoch. Compare and set: what a caller changed meanwhile is
+    /// left alone, and found again if it needs to be.
+    async fn rewrap(&self, from: &KekEpoch, until: Instant) -> Result<(), Error> {
+        let state = self.cluster_state();
+        let damaged = lock(&state.damaged).clone();
+        let (active, found) = self.replica().read(|view| {
+            let active = crate::keys::active_epoch(view)?;
+            let mut found = Vec::new();
+            for (id, version) in view::under(view, from.epoch, BATCH + damaged.len())? {
+                if damaged.contains(&(id, version)) {
+                    continue;
+                }
+                let key = view::key_by_id(view, id)?;
+                let held = view::version(view, id, version)?;
+                if let (Some(key), Some(held)) = (key, held)
+                    && let VersionState::Enabled(wrapped)
+                    | VersionState::Disabled(wrapped)
+                    | VersionState::DestructionScheduled { wrapped, .. } = held.state
+                {
+                    found.push((Bound::of(self.lineage(), &key, version), wrapped));
+                }
+            }
+            Ok::<_, Error>((active, found))
+        })?;
+        let mut items = Vec::with_capacity(found.len());
+        for (bound, wrapped) in found.into_iter().take(BATCH) {
+            match self.move_over(&active, &bound, &wrapped).await {
+                Ok(wrapped) => {
+                    items.push(Rewrap { key: bound.key, version: bound.version, wrapped });
+                }
+                Err(Moving::Damaged) => {
+                    tracing::error!(
+                        key = %bound.key,
+                        version = bound.version.0,
+                        "a version does not open: it stays under the outgoing epoch"
+                    );
+                    lock(&state.damaged).insert((bound.key, bound.version));
+                }
+                Err(Moving::Failed(error)) => return Err(error),
+            }
+        }
+        if items.is_empty() {
+            return Ok(());
+        }
+        let change = Change::Rewrap { from: from.epoch, items };
+        match self.change_cluster(change, until).await?.1 {
+            Receipt::Rewrapped(_) => Ok(()),
+            other => Err(crate::settings::unexpected(&other)),
+        }
+    }
+
+    async fn move_over(
+        &self,
+        active: &KekEpoch,
+        bound: &Bound,
+        wrapped: &domain::Wrapped,
+    ) -> Result<domain::Wrapped, Moving> {
+        let key = match wrapping::unwrap(self.slot(), bound, wrapped).await {
+            Ok(key) => key,
+            // A slot that can not serve is no verdict on the blob.
+            Err(error @ Error::HsmUnavailable) => return Err(Moving::Failed(error)),
+            Err(_) => return Err(Moving::Damaged),
+        };
+        wrapping::wrap(self.slot(), active, bound, key).await.map_err(Moving::Failed)
+    }
+
+    /// Whether a use or a change that needs the KEK can be served here.
+    pub fn can_unwrap(&self) -> bool {
+        self.cluster_state().holds_active.load(Ordering::Relaxed)
+            && self.slot().health().borrow().is_healthy()
+    }
+}
+
+enum Moving {
+    /// The device works, and this blob does not open.
+    Damaged,
+    Failed(Error),
+}

@@ -1,0 +1,560 @@
+//! How a node becomes a member: it asks with a token, an operator signs, and both sides verify.
+//!
+//! The joiner trusts nothing but its token, which names the lineage and the digest of the operators'
+//! keys. Before it shows the token to a server it checks that these operators signed for the key that
+//! the server just proved in the handshake. The cluster trusts the key that the joiner proved in
+//! the same handshake, and an operator who compares its fingerprint.
+//!
+//! A token lets a node ask. It admits nobody.
+
+use std::time::Duration;
+
+use domain::{
+    Change, ClusterId, JoinStatus, Lineage, Member, NodeId, Operators, Receipt, Reject, Standing,
+    Statement, TokenId, view,
+};
+use hsm::{HsmError, NodeKeys, Slot};
+use peers::{Bytes, CallError, Caller, Peers, Refusal};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::SlotIdentity;
+use super::messages::{Message, Reply, unexpected};
+use super::operators::{self, Pinned, Refused};
+use crate::{Custody, Error};
+
+const POLL: Duration = Duration::from_millis(500);
+const CALL: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Request {
+    /// Who are you? Asked before anything is shown.
+    Who,
+    Ask(Box<Ask>),
+    /// A member that the server's state does not know yet brings its signed statement, and others'.
+    Introduce(Vec<Member>),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Answer {
+    /// The server, as the operators signed for it.
+    Presence {
+        operators: Operators,
+        member: Box<Member>,
+    },
+    Pending {
+        statement: Statement,
+    },
+    Admitted(Box<Admission>),
+    Introduced,
+    /// For good.
+    Refused(String),
+    /// For now.
+    Unavailable(String),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Ask {
+    token: String,
+    name: String,
+    enrolment: Vec<u8>,
+    identity: Vec<u8>,
+    api_address: String,
+    peer_address: String,
+    zone: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Admission {
+    cluster: ClusterId,
+    node: NodeId,
+    members: Vec<Member>,
+    authority_pem: String,
+}
+
+/// A node that is not a member yet, as it wants to be known.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    pub name: String,
+    pub api_address: String,
+    pub peer_address: String,
+    pub zone: Option<String>,
+}
+
+/// What the joiner shows while it waits.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Progress {
+    /// No server answered as it should; it goes on trying.
+    Waiting { why: String },
+    /// An operator has to compare this fingerprint and sign.
+    Pending { node: NodeId, fingerprint: String },
+}
+
+/// A member, though no replica runs yet: what `node` writes down before it starts one.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub pinned: Pinned,
+    /// Verified; the seeds of the roster.
+    pub members: Vec<Member>,
+    pub authority_pem: String,
+}
+
+#[derive(Debug, Error)]
+pub enum JoinError {
+    #[error("the join token is malformed")]
+    Token,
+    #[error("the slot: {0}")]
+    Slot(#[from] HsmError),
+    #[error("the peers' wire: {0}")]
+    Peers(#[from] peers::SetupError),
+    #[error("the cluster refuses: {0}")]
+    Refused(String),
+    #[error("not admitted in time: {0}")]
+    Deadline(String),
+}
+
+/// A join token's text: `sj.<id>.<secret>.<lineage>.<digest of the operators>`.
+#[derive(Debug)]
+struct Ticket {
+    id: TokenId,
+    lineage: Lineage,
+    operators: [u8; 32],
+}
+
+impl Ticket {
+    fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<_> = text.split('.').collect();
+        let ["sj", id, secret, lineage, digest] = parts.as_slice() else { return None };
+        let mut operators = [0; 32];
+        hex::decode_to_slice(digest, &mut operators).ok()?;
+        if secret.is_empty() {
+            return None;
+        }
+        Some(Self { id: TokenId::parse(id)?, lineage: Lineage::parse(lineage)?, operators })
+    }
+}
+
+/// What follows `sj.<id>.<secret>` in a join token.
+pub(super) fn token_tail(pinned: &Pinned) -> String {
+    format!(".{}.{}", pinned.lineage, hex::encode(operators::digest(&pinned.operators)))
+}
+
+// The server's side.
+
+impl Custody {
+    /// Answers on the join lane. The caller proved its key in the handshake; it may be a member by
+    /// now, who was admitted since it asked last.
+    pub async fn handle_join(&self, from: Caller, request: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let spki = match from {
+            Caller::Stranger { spki } => spki,
+            Caller::Member(node) => {
+                let peer = self.cluster_state().roster().peer(NodeId(node));
+                let gone = || Refusal::Denied(format!("node {node} was removed"));
+                peer.ok_or_else(gone)?.statement.identity
+            }
+        };
+        let asked = domain::decode(request).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let answer = match asked {
+            Request::Who => self.presence(),
+            Request::Introduce(members) => self.meet(&spki, members),
+            ask @ Request::Ask(_) if self.is_leader() => answer_as_leader(self, &spki, ask).await,
+            Request::Ask(_) => self.relay(&spki, request).await,
+        };
+        Ok(domain::encode(&answer))
+    }
+
+    fn presence(&self) -> Answer {
+        match self.replica().read(|view| view::member(view, self.node_id())) {
+            Ok(Some(member)) => Answer::Presence {
+                operators: self.pinned().operators.clone(),
+                member: Box::new(Member {
+                    api_address: String::new(),
+                    peer_address: String::new(),
+                    zone: None,
+                    ..member
+                }),
+            },
+            Ok(None) => Answer::Unavailable("this node does not know the cluster yet".into()),
+            Err(broken) => Answer::Unavailable(broken.to_string()),
+        }
+    }
+
+    /// Who is signed for is a member, unless this node's own state says that it was removed.
+    fn meet(&self, spki: &[u8], members: Vec<Member>) -> Answer {
+        let named = members.iter().any(|member| {
+            operators::verify(self.pinned(), member)
+                .is_ok_and(|statement| statement.identity == spki)
+        });
+        if !named {
+            return Answer::Refused("no operator signed for this key".into());
+        }
+        self.cluster_state().roster().introduce(members);
+        Answer::Introduced
+    }
+
+    async fn relay(&self, spki: &[u8], request: &[u8]) -> Answer {
+        let message = Message::JoinRelay { spki: spki.to_vec(), request: request.to_vec() };
+        let answer = match self.ask_leader(message).await {
+            Ok(Reply::Join(answer)) => {
+                domain::decode(&answer).map_err(|error| Error::Internal(error.to_string()))
+            }
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) => Err(error),
+        };
+        answer.unwrap_or_else(|error| Answer::Unavailable(error.to_string()))
+    }
+}
+
+pub(super) async fn answer_as_leader(custody: &Custody, spki: &[u8], request: Request) -> Answer {
+    let Request::Ask(ask) = request else {
+        return Answer::Refused("only a request to join is relayed".into());
+    };
+    // The handshake proved `spki`; whoever asks for another key does not hold it.
+    if ask.identity != spki {
+        return Answer::Refused("the identity key is not the one of the connection".into());
+    }
+    match custody.consider(*ask).await {
+        Ok(answer) => answer,
+        Err(
+            error @ (Error::Forbidden
+            | Error::AlreadyExists(_)
+            | Error::Invalid(_)
+            | Error::WrongState(_)
+            | Error::NotFound(_)),
+        ) => Answer::Refused(match error {
+            Error::Forbidden => Reject::JoinRefused.to_string(),
+            other => other.to_string(),
+        }),
+        Err(error) => Answer::Unavailable(error.to_string()),
+    }
+}
+
+impl Custody {
+    async fn consider(&self, ask: Ask) -> Result<Answer, Error> {
+        let ticket = Ticket::parse(&ask.token).ok_or(Error::Forbidden)?;
+        let known = self.replica().read(|view| {
+            let joins = view::joins(view)?;
+            Ok::<_, Error>(joins.into_iter().find(|join| {
+                join.token == ticket.id
+                    && join.statement.identity == ask.identity
+                    && join.statement.enrolment == ask.enrolment
+            }))
+        })?;
+        let join = match known {
+            Some(join) => join,
+            None => {
+                check_name(&ask.name)?;
+                let change = Change::RequestJoin {
+                    token: ticket.id,
+                    digest: crypto::sha256(ask.token.as_bytes()),
+                    name: ask.name,
+                    enrolment: ask.enrolment,
+                    identity: ask.identity,
+                    api_address: ask.api_address,
+                    peer_address: ask.peer_address,
+                    zone: ask.zone,
+                };
+                match self.change_cluster(change, Instant::now() + CALL).await?.1 {
+                    Receipt::Join(join) => *join,
+                    other => return Err(crate::settings::unexpected(&other)),
+                }
+            }
+        };
+        match join.status {
+            JoinStatus::AwaitingApproval => Ok(Answer::Pending { statement: join.statement }),
+            JoinStatus::Approved => self.admission(join.node),
+        }
+    }
+
+    fn admission(&self, node: NodeId) -> Result<Answer, Error> {
+        self.replica().read(|view| {
+            let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
+            let mut members = view::members(view)?;
+            members.retain(|member| member.standing != Standing::Removed);
+            if !members.iter().any(|member| member.node == node) {
+                return Ok(Answer::Refused(format!("node {node} was removed")));
+            }
+            let authority = view::authority(view)?;
+            Ok(Answer::Admitted(Box::new(Admission {
+                cluster: cluster.id,
+                node,
+                members,
+                authority_pem: authority.map(|ca| ca.certificate_pem).unwrap_or_default(),
+            })))
+        })
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 128 || !name.chars().all(fits) {
+        let why = "a node's name must be 1 to 128 letters, digits, '-', '_' and '.'";
+        return Err(Error::Invalid(why.into()));
+    }
+    Ok(())
+}
+
+// The joiner's side.
+
+/// Asks until it is admitted, refused, or out of time. `addresses` are peer addresses of members.
+pub async fn join(
+    slot: &Slot,
+    token: &str,
+    addresses: &[String],
+    me: &Newcomer,
+    deadline: Instant,
+    mut progress: impl FnMut(Progress),
+) -> Result<Admitted, JoinError> {
+    let ticket = Ticket::parse(token).ok_or(JoinError::Token)?;
+    let keys = slot.node_keys(&me.name).await?;
+    let identity = SlotIdentity::new(slot.clone(), keys.identity_spki.clone());
+    let peers = Peers::new(
+        std::sync::Arc::new(identity),
+        std::sync::Arc::new(Nobody),
+        peers::Options::default(),
+    )?;
+    let asking = Asking { ticket, token, keys, me };
+    let mut told = None;
+    let mut why = "no address was given".to_owned();
+    loop {
+        for address in addresses {
+            let now = match asking.ask(&peers, address).await {
+                Ok(Heard::Admitted(admitted)) => return Ok(*admitted),
+                Ok(Heard::Refused(why)) => return Err(JoinError::Refused(why)),
+                Ok(Heard::Pending(node)) => {
+                    let fingerprint = Statement::fingerprint_of(
+                        &asking.keys.enrolment_spki,
+                        &asking.keys.identity_spki,
+                    );
+                    why = format!("node {node} awaits an operator's signature");
+                    Progress::Pending { node, fingerprint }
+                }
+                Err(failed) => {
+                    why = format!("{address}: {failed}");
+                    Progress::Waiting { why: why.clone() }
+                }
+            };
+            let pending = matches!(now, Progress::Pending { .. });
+            if told.as_ref() != Some(&now) {
+                progress(now.clone());
+                told = Some(now);
+            }
+            if pending {
+                break;
+            }
+        }
+        if Instant::now() + POLL >= deadline {
+            return Err(JoinError::Deadline(why));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+struct Asking<'a> {
+    ticket: Ticket,
+    token: &'a str,
+    keys: NodeKeys,
+    me: &'a Newcomer,
+}
+
+enum Heard {
+    Pending(NodeId),
+    Admitted(Box<Admitted>),
+    Refused(String),
+}
+
+/// Why a server was not believed, or could not be asked. Another may do better.
+#[derive(Debug, Error)]
+enum Doubt {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("its answer does not decode")]
+    Malformed,
+    #[error("it is not of the cluster that the token names: {0}")]
+    Foreign(&'static str),
+    #[error("it is not signed for: {0}")]
+    Unsigned(#[from] Refused),
+    #[error("it answered something else")]
+    Unexpected,
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Asking<'_> {
+    async fn ask(&self, peers: &Peers, address: &str) -> Result<Heard, Doubt> {
+        let deadline = Instant::now() + CALL;
+        let server = peers.introduce(address, deadline).await?;
+        let answer = server.call(Bytes::from(domain::encode(&Request::Who)), deadline).await?;
+        let pinned = match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
+            Answer::Presence { operators, member } => {
+                self.ticket.believe(operators, &member, &server.server_spki)?
+            }
+            Answer::Unavailable(why) => return Err(Doubt::Unavailable(why)),
+            Answer::Pending { .. }
+            | Answer::Admitted(_)
+            | Answer::Introduced
+            | Answer::Refused(_) => return Err(Doubt::Unexpected),
+        };
+        // Only now is the token shown.
+        let request = Request::Ask(Box::new(Ask {
+            token: self.token.to_owned(),
+            name: self.me.name.clone(),
+            enrolment: self.keys.enrolment_spki.clone(),
+            identity: self.keys.identity_spki.clone(),
+            api_address: self.me.api_address.clone(),
+            peer_address: self.me.peer_address.clone(),
+            zone: self.me.zone.clone(),
+        }));
+        let bytes = Zeroizing::new(domain::encode(&request));
+        let answer = server.call(Bytes::copy_from_slice(&bytes), deadline).await?;
+        match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
+            Answer::Pending { statement } => {
+                self.is_mine(&pinned, &statement)?;
+                Ok(Heard::Pending(statement.node))
+            }
+            Answer::Admitted(admission) => {
+                self.accept(pinned, *admission).map(|admitted| Heard::Admitted(Box::new(admitted)))
+            }
+            Answer::Refused(why) => Ok(Heard::Refused(why)),
+            Answer::Unavailable(why) => Err(Doubt::Unavailable(why)),
+            Answer::Presence { .. } | Answer::Introduced => Err(Doubt::Unexpected),
+        }
+    }
+
+    fn accept(&self, pinned: Pinned, admission: Admission) -> Result<Admitted, Doubt> {
+        let Admission { cluster, node, members, authority_pem } = admission;
+        let own = members
+            .iter()
+            .find(|member| member.node == node)
+            .ok_or(Doubt::Foreign("this node is not among its members"))?;
+        self.is_mine(&pinned, &operators::verify(&pinned, own)?)?;
+        let believed = |member: &Member| operators::verify(&pinned, member).is_ok();
+        let members = members.into_iter().filter(believed).collect();
+        Ok(Admitted { cluster, node, pinned, members, authority_pem })
+    }
+
+    /// Whether a statement says exactly what was asked.
+    fn is_mine(&self, pinned: &Pinned, statement: &Statement) -> Result<(), Doubt> {
+        let same = statement.lineage == pinned.lineage
+            && statement.name == self.me.name
+            && statement.enrolment == self.keys.enrolment_spki
+            && statement.identity == self.keys.identity_spki;
+        if same { Ok(()) } else { Err(Doubt::Foreign("its statement is not about this node")) }
+    }
+}
+
+impl Ticket {
+    /// Believes a server if the token's operators signed for the key that it proved.
+    fn believe(
+        &self,
+        operators: Operators,
+        member: &Member,
+        proved: &[u8],
+    ) -> Result<Pinned, Doubt> {
+        if operators::digest(&operators) != self.operators {
+            return Err(Doubt::Foreign("the token names other operators"));
+        }
+        let pinned = Pinned { lineage: self.lineage, operators };
+        let statement = operators::verify(&pinned, member)?;
+        if member.standing == Standing::Removed {
+            return Err(Doubt::Foreign("it was removed"));
+        }
+        if statement.identity != proved {
+            return Err(Doubt::Foreign("its key is not the one that is signed for"));
+        }
+        Ok(pinned)
+    }
+}
+
+/// A joiner admits nobody.
+#[derive(Debug)]
+struct Nobody;
+
+impl peers::Roster for Nobody {
+    fn node(&self, _: &[u8]) -> Option<peers::NodeId> {
+        None
+    }
+
+    fn spki(&self, _: peers::NodeId) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::operators::tests::{LINEAGE, member, operators, statement};
+    use super::*;
+
+    fn ticket(pinned: &Pinned) -> Ticket {
+        let text = format!("sj.{}.c2VjcmV0{}", TokenId([3; 16]), token_tail(pinned));
+        Ticket::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn a_join_token_names_the_cluster() {
+        let (_, pinned) = operators(1, 1);
+        let ticket = ticket(&pinned);
+        assert_eq!((ticket.id, ticket.lineage), (TokenId([3; 16]), LINEAGE));
+        assert_eq!(ticket.operators, operators::digest(&pinned.operators));
+        let tail = token_tail(&pinned);
+        for text in ["", "sj", "sj.x.y", "sr.00.00", &format!("sj.{}.{tail}", TokenId([3; 16]))] {
+            assert!(Ticket::parse(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_believed_for_the_key_it_proved_and_nothing_else() {
+        let (keys, pinned) = operators(1, 1);
+        let (strangers, foreign) = operators(1, 1);
+        let ticket = ticket(&pinned);
+        let server = statement(1);
+        let signed = member(&server, &[&keys[0]]);
+        let believe = |operators: &Operators, member: &Member, proved: &[u8]| {
+            ticket.believe(operators.clone(), member, proved).is_ok()
+        };
+        let ours = &pinned.operators;
+        assert!(believe(ours, &signed, &server.identity));
+        assert!(!believe(ours, &signed, &[2, 2]), "a stolen record, another key");
+        let imposter = member(&server, &[&strangers[0]]);
+        assert!(!believe(ours, &imposter, &server.identity), "signed by a stranger");
+        assert!(!believe(&foreign.operators, &imposter, &server.identity), "other operators");
+        let elsewhere = Statement { lineage: Lineage([9; 16]), ..server.clone() };
+        let elsewhere = member(&elsewhere, &[&keys[0]]);
+        assert!(!believe(ours, &elsewhere, &server.identity), "another lineage");
+        let removed = Member { standing: Standing::Removed, ..signed };
+        assert!(!believe(ours, &removed, &server.identity), "a removed member");
+    }
+
+    #[test]
+    fn an_admission_is_taken_only_for_what_was_asked() {
+        let (keys, pinned) = operators(1, 1);
+        let me = Newcomer {
+            name: "n2".into(),
+            api_address: String::new(),
+            peer_address: String::new(),
+            zone: None,
+        };
+        let mine = statement(2);
+        let node_keys = NodeKeys {
+            enrolment_spki: mine.enrolment.clone(),
+            identity_spki: mine.identity.clone(),
+        };
+        let asking = Asking { ticket: ticket(&pinned), token: "", keys: node_keys, me: &me };
+        let admission = |own: Member| Admission {
+            cluster: ClusterId([1; 16]),
+            node: NodeId(2),
+            members: vec![member(&statement(1), &[&keys[0]]), own],
+            authority_pem: String::new(),
+        };
+        let taken = |own| asking.accept(pinned.clone(), admission(own)).is_ok();
+        assert!(taken(member(&mine, &[&keys[0]])));
+        assert!(!taken(member(&mine, &[])), "nobody signed");
+        let swapped = Statement { enrolment: vec![9], ..mine.clone() };
+        assert!(!taken(member(&swapped, &[&keys[0]])), "the enrolment key was swapped");
+        assert!(!taken(member(&statement(3), &[&keys[0]])), "it is about another node");
+    }
+}

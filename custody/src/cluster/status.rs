@@ -1,0 +1,235 @@
+//! What the cluster looks like: the leader's view, and what each member says of itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use domain::{
+    ClusterId, Epoch, EpochState, Lineage, Member, NodeId, Standing, Survives, Vote, Voter, view,
+};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::messages::{Message, Reply};
+use super::steps::CAUGHT_UP;
+use crate::authorize::ReadCluster;
+use crate::{Context, Custody, Error, Phase, Role, Seen};
+
+const FAN_OUT: Duration = Duration::from_millis(500);
+
+/// All that `GET /v1/cluster` shows.
+#[derive(Clone, Debug)]
+pub struct ClusterStatus {
+    pub cluster: ClusterId,
+    pub lineage: Lineage,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub commit_index: u64,
+    pub format: u16,
+    pub kek: KekStatus,
+    pub nodes: Vec<NodeView>,
+    pub survives: Survives,
+}
+
+#[derive(Clone, Debug)]
+pub struct KekStatus {
+    pub epoch: Epoch,
+    pub state: EpochState,
+    /// Slots that hold the active KEK, and the zones they are in.
+    pub copies: u32,
+    pub sites: u32,
+    /// Versions under the active epoch, of all.
+    pub rewrapped: u64,
+    pub total: u64,
+}
+
+/// A member, as the state has it and as it answered.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    pub node: NodeId,
+    pub name: String,
+    pub api_address: String,
+    pub peer_address: String,
+    pub zone: Option<String>,
+    pub standing: Standing,
+    pub vote: Vote,
+    /// It votes at this moment.
+    pub votes: bool,
+    pub acknowledged: bool,
+    /// `None` where it did not answer in half a second.
+    pub status: Option<NodeStatus>,
+    /// Entries of the log that it is known to lack.
+    pub lag: Option<u64>,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NodeStatus {
+    pub phase: Phase,
+    pub role: Role,
+    pub hsm_kind: String,
+    pub hsm_healthy: bool,
+    /// Why not, for operators.
+    pub hsm_reason: Option<String>,
+    pub hsm_profile: String,
+    pub applied_index: u64,
+    pub digest_index: u64,
+    pub digest: String,
+    pub version: String,
+    /// It should lead, if it got to.
+    pub fit: bool,
+}
+
+impl Custody {
+    pub async fn cluster(&self, context: &Context) -> Result<Seen<ClusterStatus>, Error> {
+        let seen = self
+            .look::<ReadCluster, _>(context, |view, _| {
+                let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
+                let members = view::members(view)?;
+                let epochs = view::epochs(view)?;
+                let mut total = 0;
+                for epoch in &epochs {
+                    total += view::count_under(view, epoch.epoch)?;
+                }
+                let rewrapped = view::count_under(view, cluster.active_epoch)?;
+                let active = epochs.into_iter().find(|epoch| epoch.epoch == cluster.active_epoch);
+                let active =
+                    active.ok_or_else(|| Error::Internal("the active epoch is missing".into()))?;
+                Ok((cluster, members, active, rewrapped, total))
+            })
+            .await?;
+        let (cluster, members, active, rewrapped, total) = seen.value;
+        let survey = self.survey().await?;
+        let holders: Vec<&Member> = members
+            .iter()
+            .filter(|member| member.standing != Standing::Removed)
+            .filter(|member| active.acknowledged.contains(&member.node))
+            .collect();
+        let sites: std::collections::BTreeSet<String> = holders.iter().map(|m| site(m)).collect();
+        let status = self.replica().status();
+        let value = ClusterStatus {
+            cluster: cluster.id,
+            lineage: cluster.lineage,
+            leader: self.leader(),
+            term: status.term,
+            commit_index: status.commit_index,
+            format: cluster.format,
+            kek: KekStatus {
+                epoch: active.epoch,
+                state: active.state,
+                copies: u32::try_from(holders.len()).unwrap_or(u32::MAX),
+                sites: u32::try_from(sites.len()).unwrap_or(u32::MAX),
+                rewrapped,
+                total,
+            },
+            survives: domain::survives(&survey.halves),
+            nodes: survey.nodes,
+        };
+        Ok(Seen { value, index: seen.index })
+    }
+
+    /// Every member and how it is, and the voters as `survives` counts them.
+    pub(super) async fn survey(&self) -> Result<Survey, Error> {
+        let mut statuses = self.node_statuses().await;
+        let (members, active) = self.replica().read(|view| {
+            Ok::<_, Error>((view::members(view)?, crate::keys::active_epoch(view)?))
+        })?;
+        let status = self.replica().status();
+        let matched = status.replication.unwrap_or_default();
+        let lag = |node: NodeId, seen: Option<&NodeStatus>| {
+            let has = matched.get(&node).copied().or(seen.map(|seen| seen.applied_index));
+            has.map(|has| status.commit_index.saturating_sub(has))
+        };
+        let nodes: Vec<NodeView> = members
+            .into_iter()
+            .filter(|member| member.standing != Standing::Removed)
+            .map(|member| {
+                let seen = statuses.remove(&member.node).flatten();
+                NodeView {
+                    node: member.node,
+                    name: member.name,
+                    api_address: member.api_address,
+                    peer_address: member.peer_address,
+                    zone: member.zone,
+                    standing: member.standing,
+                    vote: member.vote,
+                    votes: status.voters.iter().any(|half| half.contains(&member.node)),
+                    acknowledged: active.acknowledged.contains(&member.node),
+                    lag: lag(member.node, seen.as_ref()),
+                    status: seen,
+                }
+            })
+            .collect();
+        let voter = |node: &NodeId| {
+            let view = nodes.iter().find(|view| view.node == *node);
+            Voter {
+                node: *node,
+                zone: view.and_then(|view| view.zone.clone()),
+                fit: view.is_some_and(NodeView::counts),
+            }
+        };
+        let halves = status.voters.iter().map(|half| half.iter().map(voter).collect()).collect();
+        Ok(Survey { nodes, halves })
+    }
+
+    /// Asks every member at once how it is.
+    pub(super) async fn node_statuses(&self) -> BTreeMap<NodeId, Option<NodeStatus>> {
+        let mut asked = JoinSet::new();
+        let mut statuses = BTreeMap::from([(self.node_id(), Some(self.node_status()))]);
+        for node in self.cluster_state().roster().peers().into_keys() {
+            if node != self.node_id() {
+                statuses.insert(node, None);
+                let custody = self.clone();
+                asked.spawn(
+                    async move { (node, custody.call(node, &Message::Status, FAN_OUT).await) },
+                );
+            }
+        }
+        while let Some(answer) = asked.join_next().await {
+            if let Ok((node, Ok(Reply::Status(status)))) = answer {
+                statuses.insert(node, Some(*status));
+            }
+        }
+        statuses
+    }
+
+    pub(super) fn node_status(&self) -> NodeStatus {
+        let health = self.health();
+        let status = self.replica().status();
+        let reason = match &*self.slot().health().borrow() {
+            hsm::Health::Healthy => None,
+            hsm::Health::Unhealthy(reason) => Some(reason.clone()),
+        };
+        NodeStatus {
+            phase: health.phase,
+            role: health.role,
+            hsm_kind: health.hsm_kind.to_owned(),
+            hsm_healthy: health.hsm_healthy,
+            hsm_reason: reason,
+            hsm_profile: self.slot().info().profile,
+            applied_index: status.applied_index,
+            digest_index: status.state_digest.index,
+            digest: status.state_digest.value,
+            version: health.version,
+            fit: self.is_fit(),
+        }
+    }
+}
+
+pub(super) struct Survey {
+    pub(super) nodes: Vec<NodeView>,
+    /// One set of voters, or the two halves of a joint configuration.
+    pub(super) halves: Vec<Vec<Voter>>,
+}
+
+impl NodeView {
+    /// Caught up, slot healthy, holding the active KEK: it counts in `survives`.
+    pub(super) fn counts(&self) -> bool {
+        let healthy = self.status.as_ref().is_some_and(|status| status.hsm_healthy);
+        healthy && self.acknowledged && self.lag.is_some_and(|lag| lag <= CAUGHT_UP)
+    }
+}
+
+/// A node without a zone is its own.
+fn site(member: &Member) -> String {
+    member.zone.clone().unwrap_or_else(|| format!("\0{}", member.node))
+}

@@ -1,0 +1,508 @@
+//! What a node is to do next in the ceremonies, decided from facts alone.
+//!
+//! There is one ceremony for everything: a new epoch of the KEK. Initialising, joining, removing and
+//! rotating all end in "wrap a fresh KEK to every member that is believed, have the slots take it in,
+//! move the blobs over, let the old one go". The steps are in the order of their urgency; a step that
+//! failed is tried again later, and those after it are not kept waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use domain::{
+    Cluster, Epoch, EpochState, KekEpoch, KekId, Member, NodeId, Standing, Statement, Vote,
+};
+
+/// A learner this close to the end of the log is caught up.
+pub(super) const CAUGHT_UP: u64 = 64;
+
+/// What is known at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) me: NodeId,
+    pub(super) leads: bool,
+    pub(super) slot_healthy: bool,
+    pub(super) cluster: Cluster,
+    pub(super) epochs: Vec<KekEpoch>,
+    pub(super) under: BTreeMap<Epoch, Under>,
+    pub(super) members: Vec<Member>,
+    /// What operators signed about members, the removed ones too. Others are nobody.
+    pub(super) statements: BTreeMap<NodeId, Statement>,
+    /// The KEKs in this node's slot.
+    pub(super) held: BTreeSet<KekId>,
+    /// This node is somewhere else than the state says.
+    pub(super) moved: bool,
+    pub(super) raft: Raft,
+}
+
+/// Versions under an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Under {
+    pub(super) all: u64,
+    /// Those that are known not to open: they can not be moved.
+    pub(super) damaged: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Raft {
+    pub(super) voters: BTreeSet<NodeId>,
+    pub(super) learners: BTreeSet<NodeId>,
+    pub(super) joint: bool,
+    pub(super) matched: BTreeMap<NodeId, u64>,
+    pub(super) committed: u64,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) enum Step {
+    // Every node.
+    Move,
+    /// Take this node's share of the epoch into the slot, and say so.
+    Accept(Epoch),
+    Acknowledge(Epoch),
+    /// Destroy the epoch's KEK in the slot, and say so.
+    Destroy(Epoch),
+    // The leader.
+    HandOver,
+    Dismiss(NodeId),
+    AddLearner(NodeId),
+    MakeEpoch,
+    Promote(NodeId),
+    Rewrap(Epoch),
+    Retire(Epoch),
+}
+
+/// What is to be done, the most urgent first.
+pub(super) fn next_steps(facts: &Facts) -> Vec<Step> {
+    let mut steps = own_steps(facts);
+    if facts.leads {
+        steps.extend(leader_steps(facts));
+    }
+    steps
+}
+
+fn own_steps(facts: &Facts) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if facts.moved {
+        steps.push(Step::Move);
+    }
+    for epoch in &facts.epochs {
+        let held = facts.held.contains(&epoch.kek);
+        let acknowledged = epoch.acknowledged.contains(&facts.me);
+        match epoch.state {
+            EpochState::Distributing | EpochState::Active | EpochState::Draining => {
+                // A KEK is taken only from those that the operators signed for.
+                let offered = epoch.shares.contains_key(&facts.me)
+                    && facts.statements.contains_key(&epoch.made_by);
+                if offered && !held {
+                    steps.push(Step::Accept(epoch.epoch));
+                } else if offered && !acknowledged {
+                    steps.push(Step::Acknowledge(epoch.epoch));
+                }
+            }
+            EpochState::Retired | EpochState::Abandoned => {
+                if held || (acknowledged && !epoch.forgotten.contains(&facts.me)) {
+                    steps.push(Step::Destroy(epoch.epoch));
+                }
+            }
+        }
+    }
+    steps
+}
+
+fn leader_steps(facts: &Facts) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let in_raft =
+        |node: &NodeId| facts.raft.voters.contains(node) || facts.raft.learners.contains(node);
+    for member in facts.members.iter().filter(|member| in_raft(&member.node)) {
+        if member.standing == Standing::Removed {
+            let out = member.node == facts.me;
+            steps.push(if out { Step::HandOver } else { Step::Dismiss(member.node) });
+        }
+    }
+    for member in facts.believed().filter(|member| !in_raft(&member.node)) {
+        steps.push(Step::AddLearner(member.node));
+    }
+    if facts.slot_healthy && facts.needs_epoch() {
+        steps.push(Step::MakeEpoch);
+    }
+    if !facts.raft.joint {
+        steps.extend(
+            facts
+                .believed()
+                .filter(|member| member.vote == Vote::Voter && facts.may_vote(member.node))
+                .map(|member| Step::Promote(member.node)),
+        );
+    }
+    for epoch in facts.epochs.iter().filter(|epoch| epoch.state == EpochState::Draining) {
+        let under = facts.under(epoch.epoch);
+        if under.all == 0 {
+            steps.push(Step::Retire(epoch.epoch));
+        } else if under.all > under.damaged && facts.slot_healthy && facts.opens(epoch) {
+            steps.push(Step::Rewrap(epoch.epoch));
+        }
+    }
+    steps
+}
+
+impl Facts {
+    /// Members that take part, and for whom operators signed.
+    fn believed(&self) -> impl Iterator<Item = &Member> {
+        self.members
+            .iter()
+            .filter(|member| member.standing != Standing::Removed)
+            .filter(|member| self.statements.contains_key(&member.node))
+    }
+
+    /// Those that a new epoch is wrapped to.
+    pub(super) fn recipients(&self) -> Vec<(NodeId, Vec<u8>)> {
+        self.believed()
+            .filter_map(|member| self.statements.get(&member.node))
+            .map(|statement| (statement.node, statement.enrolment.clone()))
+            .collect()
+    }
+
+    /// A member without a share of the latest epoch, or somebody who is gone with one.
+    fn needs_epoch(&self) -> bool {
+        let Some(latest) = self.epoch(self.cluster.latest_epoch) else { return false };
+        let left_out = self.believed().any(|member| !latest.shares.contains_key(&member.node));
+        let gone = self.members.iter().any(|member| {
+            member.standing == Standing::Removed && latest.shares.contains_key(&member.node)
+        });
+        left_out || gone
+    }
+
+    /// A learner that has the log, and in its slot whatever a leader needs.
+    fn may_vote(&self, node: NodeId) -> bool {
+        let caught_up = self
+            .raft
+            .matched
+            .get(&node)
+            .is_some_and(|matched| matched + CAUGHT_UP >= self.raft.committed);
+        self.raft.learners.contains(&node)
+            && !self.raft.voters.contains(&node)
+            && caught_up
+            && self.needed().all(|epoch| epoch.acknowledged.contains(&node))
+    }
+
+    /// The epochs that a leader must hold: the active one, and those that blobs are still under.
+    pub(super) fn needed(&self) -> impl Iterator<Item = &KekEpoch> {
+        self.epochs.iter().filter(|epoch| {
+            let under = self.under(epoch.epoch);
+            epoch.epoch == self.cluster.active_epoch
+                || (epoch.state == EpochState::Draining && under.all > under.damaged)
+        })
+    }
+
+    /// This node's slot has what a leader needs.
+    pub(super) fn able(&self) -> bool {
+        self.needed().all(|epoch| self.held.contains(&epoch.kek))
+    }
+
+    pub(super) fn holds_active(&self) -> bool {
+        self.epoch(self.cluster.active_epoch).is_some_and(|epoch| self.held.contains(&epoch.kek))
+    }
+
+    /// The slot holds this epoch and the active one: what a re-wrap needs.
+    fn opens(&self, epoch: &KekEpoch) -> bool {
+        self.held.contains(&epoch.kek) && self.holds_active()
+    }
+
+    pub(super) fn epoch(&self, epoch: Epoch) -> Option<&KekEpoch> {
+        self.epochs.iter().find(|known| known.epoch == epoch)
+    }
+
+    fn under(&self, epoch: Epoch) -> Under {
+        self.under.get(&epoch).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::{ClusterId, Operators, Revision, Time};
+
+    use super::super::operators::tests::{LINEAGE, member, statement};
+    use super::*;
+
+    const ONE: NodeId = NodeId(1);
+
+    fn nodes(list: &[u64]) -> BTreeSet<NodeId> {
+        list.iter().copied().map(NodeId).collect()
+    }
+
+    fn kek(epoch: u32) -> KekId {
+        KekId([u8::try_from(epoch).unwrap(); 16])
+    }
+
+    fn epoch(number: u32, state: EpochState, shares: &[u64], acknowledged: &[u64]) -> KekEpoch {
+        KekEpoch {
+            epoch: Epoch(number),
+            kek: kek(number),
+            state,
+            shares: nodes(shares).into_iter().map(|node| (node, vec![1])).collect(),
+            canary: vec![2],
+            acknowledged: nodes(acknowledged),
+            forgotten: BTreeSet::new(),
+            made_by: ONE,
+            made_at: Time(0),
+        }
+    }
+
+    /// A leader of three, at rest.
+    fn at_rest() -> Facts {
+        let statements: BTreeMap<_, _> =
+            (1..=3).map(|node| (NodeId(node), statement(node))).collect();
+        Facts {
+            me: ONE,
+            leads: true,
+            slot_healthy: true,
+            cluster: Cluster {
+                id: ClusterId([1; 16]),
+                lineage: LINEAGE,
+                format: domain::FORMAT,
+                operators: Operators { keys: vec![], threshold: 1 },
+                next_node: NodeId(4),
+                active_epoch: Epoch(2),
+                latest_epoch: Epoch(2),
+                revision: Revision(9),
+            },
+            epochs: vec![epoch(2, EpochState::Active, &[1, 2, 3], &[1, 2, 3])],
+            under: BTreeMap::new(),
+            members: statements.values().map(|statement| member(statement, &[])).collect(),
+            statements,
+            held: BTreeSet::from([kek(2)]),
+            moved: false,
+            raft: Raft {
+                voters: nodes(&[1, 2, 3]),
+                learners: BTreeSet::new(),
+                joint: false,
+                matched: nodes(&[1, 2, 3]).into_iter().map(|node| (node, 1000)).collect(),
+                committed: 1000,
+            },
+        }
+    }
+
+    fn admit(facts: &mut Facts, node: u64) {
+        facts.statements.insert(NodeId(node), statement(node));
+        facts.members.push(member(&statement(node), &[]));
+    }
+
+    fn draining(facts: &mut Facts, all: u64, damaged: u64) {
+        facts.epochs.insert(0, epoch(1, EpochState::Draining, &[1, 2], &[1, 2]));
+        facts.held.insert(kek(1));
+        facts.under.insert(Epoch(1), Under { all, damaged });
+    }
+
+    type Story = (&'static str, fn(&mut Facts), &'static [Step]);
+
+    #[test]
+    fn what_comes_next() {
+        use Step::*;
+        let stories: &[Story] = &[
+            ("at rest", |_| {}, &[]),
+            ("the node moved", |facts| facts.moved = true, &[Move]),
+            (
+                "a share waits for the slot",
+                |facts| {
+                    facts.held.clear();
+                    facts.leads = false;
+                },
+                &[Accept(Epoch(2))],
+            ),
+            (
+                "a share is taken, the log does not know",
+                |facts| {
+                    facts.epochs[0].acknowledged.remove(&ONE);
+                },
+                &[Acknowledge(Epoch(2))],
+            ),
+            (
+                "an epoch was made by somebody whom no operator signed for",
+                |facts| {
+                    facts.epochs[0].made_by = NodeId(9);
+                    facts.held.clear();
+                },
+                &[],
+            ),
+            (
+                "an epoch is retired",
+                |facts| {
+                    facts.epochs.insert(0, epoch(1, EpochState::Retired, &[], &[1, 2]));
+                    facts.held.insert(kek(1));
+                },
+                &[Destroy(Epoch(1))],
+            ),
+            (
+                "a retired epoch was destroyed, the log does not know",
+                |facts| facts.epochs.insert(0, epoch(1, EpochState::Retired, &[], &[1, 2])),
+                &[Destroy(Epoch(1))],
+            ),
+            (
+                "a retired epoch that was never here",
+                |facts| facts.epochs.insert(0, epoch(1, EpochState::Retired, &[], &[2])),
+                &[],
+            ),
+            (
+                "an abandoned epoch that was taken in",
+                |facts| {
+                    facts.epochs.insert(0, epoch(1, EpochState::Abandoned, &[1, 2], &[]));
+                    facts.held.insert(kek(1));
+                },
+                &[Destroy(Epoch(1))],
+            ),
+            ("a member was admitted", |facts| admit(facts, 4), &[AddLearner(NodeId(4)), MakeEpoch]),
+            (
+                "a member was admitted, this node does not lead",
+                |facts| {
+                    admit(facts, 4);
+                    facts.leads = false;
+                },
+                &[],
+            ),
+            (
+                "a member stands in the state that no operator signed for",
+                |facts| {
+                    admit(facts, 4);
+                    facts.statements.remove(&NodeId(4));
+                },
+                &[],
+            ),
+            (
+                "a member was admitted, the slot is sick",
+                |facts| {
+                    admit(facts, 4);
+                    facts.slot_healthy = false;
+                },
+                &[AddLearner(NodeId(4))],
+            ),
+            (
+                "the new member has its share already, unacknowledged",
+                |facts| {
+                    admit(facts, 4);
+                    facts.epochs[0].shares.insert(NodeId(4), vec![1]);
+                    facts.raft.learners = nodes(&[4]);
+                },
+                &[],
+            ),
+            (
+                "the new member holds the active epoch and has the log",
+                |facts| {
+                    admit(facts, 4);
+                    facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
+                    facts.raft.learners = nodes(&[4]);
+                    facts.raft.matched.insert(NodeId(4), 990);
+                },
+                &[Promote(NodeId(4))],
+            ),
+            (
+                "the same, while another change of members is under way",
+                |facts| {
+                    admit(facts, 4);
+                    facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
+                    facts.raft.learners = nodes(&[4]);
+                    facts.raft.matched.insert(NodeId(4), 990);
+                    facts.raft.joint = true;
+                },
+                &[],
+            ),
+            (
+                "the new member is behind",
+                |facts| {
+                    admit(facts, 4);
+                    facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
+                    facts.raft.learners = nodes(&[4]);
+                    facts.raft.matched.insert(NodeId(4), 900);
+                },
+                &[],
+            ),
+            (
+                "a learner that is to stay one",
+                |facts| {
+                    admit(facts, 4);
+                    facts.members[3].vote = Vote::Learner;
+                    facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
+                    facts.raft.learners = nodes(&[4]);
+                    facts.raft.matched.insert(NodeId(4), 1000);
+                },
+                &[],
+            ),
+            (
+                "blobs are under an epoch that the new member can not open",
+                |facts| {
+                    draining(facts, 5, 0);
+                    facts.raft.voters = nodes(&[1, 2]);
+                    facts.raft.learners = nodes(&[3]);
+                },
+                &[Rewrap(Epoch(1))],
+            ),
+            (
+                "what is left under it does not open at all",
+                |facts| {
+                    draining(facts, 5, 5);
+                    facts.raft.voters = nodes(&[1, 2]);
+                    facts.raft.learners = nodes(&[3]);
+                },
+                &[Promote(NodeId(3))],
+            ),
+            (
+                "the slot lacks the outgoing epoch",
+                |facts| {
+                    draining(facts, 5, 0);
+                    facts.epochs[0].shares.clear();
+                    facts.held.remove(&kek(1));
+                },
+                &[],
+            ),
+            ("nothing is under it any more", |facts| draining(facts, 0, 0), &[Retire(Epoch(1))]),
+            (
+                "a member was removed",
+                |facts| facts.members[2].standing = Standing::Removed,
+                &[Dismiss(NodeId(3)), MakeEpoch],
+            ),
+            (
+                "a member was removed, and its share is of no use any more",
+                |facts| {
+                    facts.members[2].standing = Standing::Removed;
+                    facts.epochs[0].shares.remove(&NodeId(3));
+                    facts.raft.voters = nodes(&[1, 2]);
+                },
+                &[],
+            ),
+            (
+                "the leader itself was removed",
+                |facts| facts.members[0].standing = Standing::Removed,
+                &[HandOver, MakeEpoch],
+            ),
+            (
+                "a cordoned member takes part",
+                |facts| facts.members[2].standing = Standing::Cordoned,
+                &[],
+            ),
+        ];
+        for (story, change, expected) in stories {
+            let mut facts = at_rest();
+            change(&mut facts);
+            assert_eq!(next_steps(&facts), *expected, "{story}");
+        }
+    }
+
+    #[test]
+    fn an_epoch_is_wrapped_to_whom_operators_signed_for_and_who_is_here() {
+        let mut facts = at_rest();
+        facts.members[1].standing = Standing::Removed;
+        facts.statements.remove(&NodeId(3));
+        let to: Vec<_> = facts.recipients().into_iter().map(|(node, _)| node.0).collect();
+        assert_eq!(to, [1]);
+    }
+
+    #[test]
+    fn a_node_is_able_with_every_kek_that_blobs_are_under() {
+        let mut facts = at_rest();
+        assert!(facts.able());
+        draining(&mut facts, 3, 0);
+        assert!(facts.able());
+        facts.held.remove(&kek(1));
+        assert!(!facts.able(), "blobs are still under the outgoing epoch");
+        facts.under.insert(Epoch(1), Under { all: 0, damaged: 0 });
+        assert!(facts.able());
+        facts.held.remove(&kek(2));
+        assert!(!facts.able());
+    }
+}
