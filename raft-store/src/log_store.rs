@@ -54,7 +54,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     ) -> io::Result<Vec<Entry>> {
         let range = (range.start_bound().cloned(), range.end_bound().cloned());
         let entries = self.log.read(range).map_err(io::Error::other)?;
-        entries.into_iter().map(parse).collect()
+        entries.iter().map(parse).collect()
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -76,7 +76,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
                 if bytes > MESSAGE_BYTES && !entries.is_empty() {
                     return Ok(entries);
                 }
-                entries.push(parse(entry)?);
+                entries.push(parse(&entry)?);
             }
         }
         Ok(entries)
@@ -160,7 +160,7 @@ pub(crate) fn completion() -> (wal::Done, oneshot::Receiver<io::Result<()>>) {
     (Box::new(done), told)
 }
 
-fn parse(entry: wal::Entry) -> io::Result<Entry> {
+fn parse(entry: &wal::Entry) -> io::Result<Entry> {
     let payload: Payload = decode(&entry.payload).map_err(|error| {
         io::Error::new(error.kind(), format!("entry {} of the log: {error}", entry.index))
     })?;

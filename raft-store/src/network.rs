@@ -51,7 +51,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 const PACE: Pace = Pace {
     chunk: Duration::from_secs(10),
     // The receiver reads it back, and fills and checks a whole state.
-    answer: Duration::from_secs(300),
+    answer: Duration::from_mins(5),
 };
 
 #[derive(Clone)]
@@ -85,7 +85,7 @@ impl Connection {
         let address = self.address()?;
         let request = Bytes::from(encode(message));
         let called = self.network.peers.call(self.target, &address, Lane::Raft, request, deadline);
-        let answer = called.await.map_err(told)?;
+        let answer = called.await.map_err(|error| told(&error))?;
         // It runs something else: asking again at once would not help.
         decode(&answer).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
@@ -147,7 +147,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         tokio::select! {
             closed = cancel => Err(closed.into()),
             answer = sent => {
-                let answer = answer.map_err(told)?;
+                let answer = answer.map_err(|error| told(&error))?;
                 metrics::counter!("strongroom_snapshot_sends_total").increment(1);
                 decode(&answer).map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))
             }
@@ -176,11 +176,11 @@ fn chunks(file: File) -> impl futures_util::Stream<Item = io::Result<Bytes>> + S
 }
 
 /// `Unreachable` makes openraft wait before it tries again, `Network` does not.
-fn told(error: CallError) -> RPCError<TypeConfig> {
+fn told(error: &CallError) -> RPCError<TypeConfig> {
     match error {
         CallError::NotSent(_) | CallError::Refused(_) => {
-            RPCError::Unreachable(Unreachable::new(&error))
+            RPCError::Unreachable(Unreachable::new(error))
         }
-        CallError::Unknown(_) => RPCError::Network(NetworkError::new(&error)),
+        CallError::Unknown(_) => RPCError::Network(NetworkError::new(error)),
     }
 }

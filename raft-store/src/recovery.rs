@@ -20,7 +20,7 @@ use crate::snapshots::{Origin, Shelf};
 use crate::state::{Generations, Loaded, SetKey, Store};
 
 /// A second damage within this time is not put down to chance.
-const DAMAGE_SPAN: Duration = Duration::from_secs(3600);
+const DAMAGE_SPAN: Duration = Duration::from_hours(1);
 
 /// How the state was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]

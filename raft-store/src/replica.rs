@@ -218,7 +218,8 @@ impl Replica {
         node: NodeId,
         deadline: Instant,
     ) -> Result<u64, MembershipError> {
-        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node.0, ())])), true, deadline).await
+        let nodes = std::iter::once((node.0, ())).collect();
+        self.change(ChangeMembers::AddNodes(nodes), true, deadline).await
     }
 
     /// Makes a learner a voter.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use openraft::{OptionalSend, RaftSnapshotBuilder};
+use openraft::RaftSnapshotBuilder;
 
 use crate::snapshots::format::SnapshotWriter;
 use crate::snapshots::shelf::{Shelf, SnapshotFile};
@@ -83,11 +83,8 @@ fn build(store: &Store, shelf: &Shelf, frozen: &Frozen) -> io::Result<SnapshotFi
 }
 
 /// Disk work of a whole state has no place on Raft's two threads.
-pub(crate) async fn in_background<T: OptionalSend + 'static>(
+pub(crate) async fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T>
-where
-    T: Send,
-{
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -26,6 +26,9 @@ const HEADER: u8 = 1;
 const CHUNK: u8 = 2;
 const FOOTER: u8 = 3;
 
+/// Records in the order of their keys.
+pub(crate) type Chunk = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A chunk holds 256 records of a few KiB; anything near this is damage.
 const BLOCK_BYTES_MAX: u32 = 64 << 20;
 
@@ -138,7 +141,7 @@ impl SnapshotReader {
         self.footer.as_ref()
     }
 
-    pub(crate) fn next_chunk(&mut self) -> io::Result<Option<Vec<(Vec<u8>, Vec<u8>)>>> {
+    pub(crate) fn next_chunk(&mut self) -> io::Result<Option<Chunk>> {
         if self.footer.is_some() {
             return Ok(None);
         }

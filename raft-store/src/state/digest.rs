@@ -31,7 +31,9 @@ impl SetKey {
 
     fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.0.clone();
-        parts.iter().for_each(|part| mac.update(part));
+        for part in parts {
+            mac.update(part);
+        }
         mac.finalize().into_bytes().into()
     }
 }
@@ -86,12 +88,18 @@ mod tests {
             .map(|(name, value)| key.record(name.as_bytes(), value.as_bytes()));
         let mut forwards = SetDigest::default();
         let mut backwards = SetDigest::default();
-        records.iter().for_each(|record| forwards.add(*record));
-        records.iter().rev().for_each(|record| backwards.add(*record));
+        for record in records {
+            forwards.add(record);
+        }
+        for record in records.into_iter().rev() {
+            backwards.add(record);
+        }
         assert_eq!(forwards, backwards);
         assert_eq!(SetDigest::from_bytes(forwards.to_bytes()), forwards);
 
-        records.iter().for_each(|record| forwards.remove(*record));
+        for record in records {
+            forwards.remove(record);
+        }
         assert_eq!(forwards, SetDigest::default());
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use domain::{Broken, Records};
 
+use crate::snapshots::Chunk;
 use crate::state::note::Note;
 use crate::state::view::View;
 
@@ -47,11 +48,7 @@ impl Frozen {
     }
 
     /// The next records as they were, in order; none are the end. The view is the present one.
-    pub(super) fn next_chunk(
-        &self,
-        view: &View<'_>,
-        records: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken> {
+    pub(super) fn next_chunk(&self, view: &View<'_>, records: usize) -> Result<Chunk, Broken> {
         let mut progress = self.progress();
         let mut chunk = Vec::new();
         // A chunk may come out empty when all its records are new: then the next one is tried.

@@ -10,11 +10,12 @@ use domain::{Broken, Changes};
 use tokio::sync::oneshot;
 
 use crate::fatal::Fatal;
+use crate::snapshots::Chunk;
 use crate::state::flusher::{self, Request};
 use crate::state::freeze::Frozen;
 use crate::state::generation::{Generations, Loaded};
 use crate::state::note::{NOTE_KEY, Note};
-use crate::state::view::View;
+use crate::state::view::{View, broken};
 
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -79,7 +80,7 @@ impl Store {
                 if key.first().is_none_or(|table| *table == 0) {
                     return Err(Broken("a change of a record that is not domain's".into()));
                 }
-                let old = inner.loaded.tree.get(key).map_err(super::view::broken)?;
+                let old = inner.loaded.tree.get(key).map_err(|error| broken(&error))?;
                 note.count(self.generations.key(), key, old.as_deref(), change.as_deref());
                 match change {
                     Some(value) => batch.insert(key.as_slice(), value.as_slice()),
@@ -92,9 +93,11 @@ impl Store {
         let mut inner = self.inner_mut();
         inner.frozen.retain(|frozen| frozen.strong_count() > 0);
         for frozen in inner.frozen.iter().filter_map(Weak::upgrade) {
-            before.iter().for_each(|(key, old)| frozen.keep(key, old.as_deref()));
+            for (key, old) in &before {
+                frozen.keep(key, old.as_deref());
+            }
         }
-        inner.loaded.tree.apply_batch(batch).map_err(super::view::broken)?;
+        inner.loaded.tree.apply_batch(batch).map_err(|error| broken(&error))?;
         inner.loaded.note = note;
         Ok(())
     }
@@ -113,7 +116,7 @@ impl Store {
         &self,
         frozen: &Frozen,
         records: usize,
-    ) -> Result<Option<Vec<(Vec<u8>, Vec<u8>)>>, Broken> {
+    ) -> Result<Option<Chunk>, Broken> {
         let inner = self.inner();
         if inner.loaded.number != frozen.generation {
             return Ok(None);

@@ -23,7 +23,7 @@ impl<'a> View<'a> {
 
 impl Records for View<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
-        let value = self.tree.get(key).map_err(broken)?;
+        let value = self.tree.get(key).map_err(|error| broken(&error))?;
         Ok(value.map(|value| value.to_vec()))
     }
 
@@ -38,7 +38,7 @@ impl Records for View<'_> {
         let start = after.filter(|after| *after > first).unwrap_or(first);
         let mut found = Vec::new();
         for record in self.tree.range(start..) {
-            let (key, value) = record.map_err(broken)?;
+            let (key, value) = record.map_err(|error| broken(&error))?;
             if found.len() == limit || !key.starts_with(prefix) {
                 break;
             }
@@ -50,6 +50,6 @@ impl Records for View<'_> {
     }
 }
 
-pub(super) fn broken(error: sled::Error) -> Broken {
+pub(super) fn broken(error: &sled::Error) -> Broken {
     Broken(format!("sled: {error}"))
 }
