@@ -40,6 +40,13 @@ pub(crate) struct Join {
 }
 
 #[derive(clap::Args, Debug)]
+pub(crate) struct Health {
+    /// The configuration of the server that runs here
+    #[arg(long, value_name = "F")]
+    config: PathBuf,
+}
+
+#[derive(clap::Args, Debug)]
 pub(crate) struct Probe {
     /// The configuration whose [hsm] is looked at
     #[arg(long, value_name = "F")]
@@ -105,6 +112,16 @@ async fn ask_to_join(Join { config, token, peers }: Join) -> Result<(), String> 
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// For health checks of containers, which have no shell: 0 when the node serves.
+pub(crate) async fn health(Health { config }: Health) -> ExitCode {
+    let phase = async {
+        let node = admin(&config)?.node().await?;
+        println!("{}", node.phase);
+        if node.phase == "serving" { Ok(()) } else { Err(format!("the node is {}", node.phase)) }
+    };
+    done(phase.await)
 }
 
 /// Whether a token will serve. Opening it logs in once.

@@ -117,8 +117,8 @@ impl Config {
         let root = reader.root();
 
         let mut node = reader.section(&root, "node", true);
-        let name = reader.required(&mut node, "name", name);
-        let zone = reader.optional(&mut node, "zone", name);
+        let name = reader.required(&mut node, "name", word);
+        let zone = reader.optional(&mut node, "zone", word);
         let data_dir = reader.required(&mut node, "data_dir", path);
         reader.finish(node);
 
@@ -187,9 +187,9 @@ impl Config {
     }
 }
 
-fn endpoint(
-    reader: &mut Reader<'_>,
-    root: &Section<'_>,
+fn endpoint<'a>(
+    reader: &mut Reader<'a>,
+    root: &Section<'a>,
     section: &'static str,
 ) -> Option<Endpoint> {
     let mut section = reader.section(root, section, true);
@@ -205,7 +205,7 @@ fn endpoint(
     Some(Endpoint { listen, advertise: advertise.unwrap_or_else(|| listen.to_string()) })
 }
 
-fn hsm(reader: &mut Reader<'_>, root: &Section<'_>) -> Option<Hsm> {
+fn hsm<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Hsm> {
     let mut section = reader.section(root, "hsm", true);
     let kind = reader.required(&mut section, "kind", |text| match text {
         "embedded" | "pkcs11" => Ok(text.to_owned()),
@@ -247,7 +247,7 @@ fn hsm(reader: &mut Reader<'_>, root: &Section<'_>) -> Option<Hsm> {
     Some(Hsm { token: token?, pin_file: pin_file?, workers, deadline, environment })
 }
 
-fn name(text: &str) -> Result<String, String> {
+fn word(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if (1..=63).contains(&text.len()) && text.chars().all(plain) {
         Ok(text.to_owned())

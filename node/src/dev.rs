@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::admin::{AdminClient, NodeView};
 use crate::membership;
-use plan::{Plan, PlannedNode};
+use plan::{Plan, PlannedNode, Ports};
 
 pub(crate) use plan::secret_file;
 
@@ -44,6 +44,9 @@ pub(crate) struct Dev {
     /// The nodes' zones, such as a,a,b,b,c
     #[arg(long, value_delimiter = ',')]
     zones: Vec<String>,
+    /// Node i says that its peers' wire is at this + 10 i + 1: where a proxy listens for it
+    #[arg(long, value_name = "PORT")]
+    peer_advertise_base_port: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -75,10 +78,11 @@ pub(crate) async fn run(dev: Dev) -> ExitCode {
 }
 
 async fn cluster(dev: Dev) -> Result<(), String> {
-    let Dev { nodes, data_dir, base_port, hsm, zones } = dev;
+    let Dev { nodes, data_dir, base_port, hsm, zones, peer_advertise_base_port } = dev;
+    let ports = Ports { base: base_port, peers_advertised: peer_advertise_base_port };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    let plan = Plan::new(nodes, data_dir, base_port, hsm, zones)?;
+    let plan = Plan::new(nodes, data_dir, ports, hsm, zones)?;
     let resumed = plan.prepare()?;
 
     let mut servers = Servers(Vec::new());

@@ -48,6 +48,8 @@ enum Command {
     Init(commands::Init),
     /// Let the node that runs here join a cluster
     Join(commands::Join),
+    /// Say by the exit code whether the node that runs here serves
+    Health(commands::Health),
     /// Look at the HSM slot of this machine
     #[command(subcommand)]
     Hsm(HsmCommand),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Dev(dev) => block_on(dev::run(dev)),
         Command::Init(init) => block_on(commands::init(init)),
         Command::Join(join) => block_on(commands::join(join)),
+        Command::Health(health) => block_on(commands::health(health)),
         Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(probe),
         Command::Cluster(cli::Command::Completions { shell }) => {
             cli::completions(shell, Arguments::command());

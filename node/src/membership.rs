@@ -88,7 +88,9 @@ pub(crate) async fn wait_for_voters(
         match client.cluster().await {
             Ok(status) => {
                 let ready = |node: &&wire::NodeStatus| {
-                    node.phase == wire::Phase::Serving && node.hsm.state == wire::HsmState::Healthy
+                    let healthy = |hsm: &wire::NodeHsm| hsm.state == wire::HsmState::Healthy;
+                    node.phase == Some(wire::Phase::Serving)
+                        && node.hsm.as_ref().is_some_and(healthy)
                 };
                 let voting = status.nodes.iter().filter(ready).count();
                 let tolerated = usize::try_from(status.survives.nodes).unwrap_or(0);

@@ -3,9 +3,9 @@
 mod member;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
+use api::ServeOptions;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use custody::cluster::{self, Newcomer, Progress};
@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Ask, Found, Founding, Stage, Unsigned};
 use crate::config::{Config, Endpoint, Token};
-use crate::local::{DataDir, Local};
+use crate::local::DataDir;
 use crate::tls::Certificate;
 use crate::{metrics_listener, waiting};
 use member::{Begin, Starting};
@@ -98,7 +98,11 @@ async fn serve(config: Config) -> Result<(), String> {
             let listener = second_handle(&api)?;
             let stopped = early.clone();
             let answering = tokio::spawn(async move {
-                api::serve(listener, tls, waiting, stopped, Duration::from_secs(1)).await;
+                let options = ServeOptions {
+                    drain_timeout: Duration::from_secs(1),
+                    ..ServeOptions::default()
+                };
+                api::serve(listener, tls, waiting, stopped.cancelled(), options).await;
             });
             let begin = node.belong(&mut asked, &stop).await;
             early.cancel();

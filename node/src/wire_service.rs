@@ -66,7 +66,7 @@ impl Service for WireService {
                 (Lane::Forward, Caller::Member(node)) => match request.first() {
                     Some(&REQUEST) => {
                         let Above { router, .. } = self.above()?;
-                        Ok(api::serve_forwarded(router.clone(), request.slice(1..)).await)
+                        Ok(api::serve_forwarded(router, request.slice(1..)).await)
                     }
                     Some(&MESSAGE) => {
                         let custody = &self.above()?.custody;
@@ -74,11 +74,8 @@ impl Service for WireService {
                     }
                     Some(_) | None => Err(Refusal::Invalid("an unknown kind of message".into())),
                 },
-                (Lane::Join, Caller::Stranger { spki }) => {
-                    self.above()?.custody.handle_join(spki, &request).await.map(Bytes::from)
-                }
-                (Lane::Join, Caller::Member(_)) => {
-                    Err(Refusal::Invalid("a member does not join".into()))
+                (Lane::Join, caller) => {
+                    self.above()?.custody.handle_join(caller, &request).await.map(Bytes::from)
                 }
                 (Lane::Raft | Lane::Forward, Caller::Stranger { .. }) | (Lane::Snapshot, _) => {
                     Err(Refusal::Denied("not on this lane".into()))

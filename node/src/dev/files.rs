@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::path::Path;
 
 use serde_json::json;
 
@@ -29,33 +30,30 @@ pub(super) fn write_cluster(plan: &Plan, pids: &[u32]) -> io::Result<()> {
         SlotKind::Softhsm => Some(softhsm::module().map_err(io::Error::other)?),
         SlotKind::Embedded => None,
     };
-    let nodes: Vec<_> = plan
-        .nodes
-        .iter()
-        .zip(pids)
-        .map(|(node, pid)| {
-            let mut entry = json!({
-                "id": node_id(&node.data_dir()),
-                "name": node.name,
-                "address": format!("127.0.0.1:{}", node.base),
-                "peer_address": node.peer_address(),
-                "admin_address": node.admin_address(),
-                "pid": pid,
-                "config": node.config(),
-                "data_dir": node.data_dir(),
+    let mut nodes = Vec::new();
+    for (node, pid) in plan.nodes.iter().zip(pids) {
+        let node_id = node_id(&node.data_dir())?;
+        let mut entry = json!({
+            "id": node_id,
+            "name": node.name,
+            "address": format!("127.0.0.1:{}", node.base),
+            "peer_address": node.peer_address(),
+            "admin_address": node.admin_address(),
+            "pid": pid,
+            "config": node.config(),
+            "data_dir": node.data_dir(),
+        });
+        if let Some(module) = &module {
+            entry["hsm"] = json!({
+                "module": module,
+                "token_label": node.name,
+                "pin_file": node.pin_file(),
+                "softhsm2_conf": softhsm::conf(node),
+                "tokens_dir": softhsm::tokens_dir(node),
             });
-            if let Some(module) = &module {
-                entry["hsm"] = json!({
-                    "module": module,
-                    "token_label": node.name,
-                    "pin_file": node.pin_file(),
-                    "softhsm2_conf": softhsm::conf(node),
-                    "tokens_dir": softhsm::tokens_dir(node),
-                });
-            }
-            entry
-        })
-        .collect();
+        }
+        nodes.push(entry);
+    }
     let document = json!({
         "ca": plan.ca(),
         "token": token,
@@ -70,7 +68,9 @@ pub(super) fn write_cluster(plan: &Plan, pids: &[u32]) -> io::Result<()> {
 }
 
 /// The id that the node was given, from its own file.
-fn node_id(data_dir: &std::path::Path) -> Option<u64> {
-    let text = fs::read(data_dir.join("node.json")).ok()?;
-    serde_json::from_slice::<serde_json::Value>(&text).ok()?.get("node_id")?.as_u64()
+fn node_id(data_dir: &Path) -> io::Result<u64> {
+    let path = data_dir.join("node.json");
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
+    let id = document.get("node_id").and_then(serde_json::Value::as_u64);
+    id.ok_or_else(|| io::Error::other(format!("{} names no node", path.display())))
 }

@@ -16,10 +16,17 @@ pub(super) struct Plan {
     pub(super) nodes: Vec<PlannedNode>,
 }
 
+pub(super) struct Ports {
+    pub(super) base: u16,
+    /// The base that the peers' wire is advertised under, where a proxy stands before it.
+    pub(super) peers_advertised: Option<u16>,
+}
+
 pub(super) struct PlannedNode {
     pub(super) name: String,
     pub(super) zone: Option<String>,
     pub(super) base: u16,
+    peers_advertised: u16,
     pub(super) dir: PathBuf,
 }
 
@@ -37,7 +44,7 @@ impl PlannedNode {
     }
 
     pub(super) fn peer_address(&self) -> String {
-        format!("127.0.0.1:{}", self.base + 1)
+        format!("127.0.0.1:{}", self.peers_advertised)
     }
 
     pub(super) fn admin_address(&self) -> String {
@@ -61,7 +68,7 @@ impl Plan {
     pub(super) fn new(
         count: u16,
         dir: PathBuf,
-        base_port: u16,
+        ports: Ports,
         hsm: SlotKind,
         zones: Vec<String>,
     ) -> Result<Self, String> {
@@ -69,8 +76,11 @@ impl Plan {
             let named = zones.len();
             return Err(format!("--zones names {named} zones for {count} nodes"));
         }
-        if base_port.checked_add(10 * (count - 1) + 2).is_none() {
-            return Err(format!("--base-port {base_port} leaves no room for {count} nodes"));
+        let Ports { base, peers_advertised } = ports;
+        for base in [Some(base), peers_advertised].into_iter().flatten() {
+            if base.checked_add(10 * (count - 1) + 2).is_none() {
+                return Err(format!("the base port {base} leaves no room for {count} nodes"));
+            }
         }
         fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let dir = dir.canonicalize().map_err(|error| format!("{}: {error}", dir.display()))?;
@@ -79,7 +89,8 @@ impl Plan {
             .map(|i| PlannedNode {
                 name: format!("n{}", i + 1),
                 zone: zones.next(),
-                base: base_port + 10 * i,
+                base: base + 10 * i,
+                peers_advertised: peers_advertised.unwrap_or(base) + 10 * i + 1,
                 dir: dir.join(format!("n{}", i + 1)),
             })
             .collect();
@@ -139,7 +150,7 @@ impl Plan {
         for node in &self.nodes {
             fs::create_dir_all(&node.dir).map_err(io)?;
             let pin = crypto::SecretBytes::random(12).map_err(|error| error.to_string())?;
-            let pin = pin.expose(hex::encode);
+            let pin = pin.expose(|bytes| hex::encode(bytes));
             secret_file(&node.pin_file(), pin.as_bytes()).map_err(io)?;
             let token = match self.hsm {
                 SlotKind::Embedded => {
@@ -156,6 +167,7 @@ impl Plan {
 
 fn config(node: &PlannedNode, token: &str) -> String {
     let PlannedNode { name, zone, base, .. } = node;
+    let advertised = node.peer_address();
     let quoted = |path: &Path| format!("{:?}", path.display().to_string());
     let (data_dir, pin_file) = (quoted(&node.data_dir()), quoted(&node.pin_file()));
     let zone = zone.as_ref().map_or_else(String::new, |zone| format!("zone = {zone:?}\n"));
@@ -164,7 +176,7 @@ fn config(node: &PlannedNode, token: &str) -> String {
     format!(
         "[node]\nname = \"{name}\"\n{zone}data_dir = {data_dir}\n\n\
          [api]\nlisten = \"127.0.0.1:{base}\"\n\n\
-         [peers]\nlisten = \"127.0.0.1:{peers}\"\n\n\
+         [peers]\nlisten = \"127.0.0.1:{peers}\"\nadvertise = \"{advertised}\"\n\n\
          [admin]\nlisten = \"127.0.0.1:{admin}\"\n\n\
          [hsm]\npin_file = {pin_file}\n{token}\n\
          [log]\nformat = \"json\"\nlevel = \"info\"\n"

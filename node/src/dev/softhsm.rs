@@ -39,7 +39,7 @@ pub(super) fn make_token(node: &PlannedNode, pin: &str) -> Result<String, String
     );
     fs::write(&conf, text).map_err(|error| error.to_string())?;
     let so_pin = crypto::SecretBytes::random(12).map_err(|error| error.to_string())?;
-    let so_pin = so_pin.expose(hex::encode);
+    let so_pin = so_pin.expose(|bytes| hex::encode(bytes));
     let made = Command::new("softhsm2-util")
         .args(["--init-token", "--free", "--label", &node.name, "--pin", pin, "--so-pin", &so_pin])
         .env("SOFTHSM2_CONF", &conf)

@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::ServeOptions;
 use custody::cluster::{self, Admitted, CertificateOptions, Founded, Roster, SlotIdentity};
 use custody::{Custody, NodeInfo};
 use domain::{ClusterId, NodeId};
 use peers::Peers;
 use raft_store::Replica;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -104,10 +105,18 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
     service.serve_all(custody.clone(), router.clone());
 
     let loops_stop = CancellationToken::new();
-    let options = CertificateOptions { current_pem: kept_certificate(&node), ..Default::default() };
-    let certify = node.config.tls.is_none().then_some(options);
+    let certificate = node.config.tls.is_none().then(|| CertificateOptions {
+        current_pem: kept_certificate(&node),
+        ..CertificateOptions::default()
+    });
+    let options = cluster::Options {
+        caretaker_after: node.config.raft.election_max * 3,
+        certificate,
+        ..cluster::Options::default()
+    };
+    let (ending, ended) = watch::channel(false);
+    let cluster_loops = cluster::run(&custody, &options, &ended);
     let mut loops = JoinSet::new();
-    loops.spawn(cluster::run(custody.clone(), certify, loops_stop.clone()));
     match &node.config.tls {
         Some(files) => {
             loops.spawn(reload(files.clone(), node.certificate.clone(), loops_stop.clone()));
@@ -122,7 +131,10 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
 
     let api_stop = CancellationToken::new();
     let tls = node.certificate.server_config()?;
-    let answering = tokio::spawn(api::serve(api, tls, router, api_stop.clone(), DRAIN));
+    let answering = tokio::spawn({
+        let stop = api_stop.clone().cancelled_owned();
+        api::serve(api, tls, router, stop, ServeOptions::default())
+    });
     info!(node = %local.node, cluster = %local.cluster, "serving");
 
     let failed = tokio::select! {
@@ -137,16 +149,19 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
     info!("draining");
     custody.drain();
     if custody.is_leader() {
-        match timeout(DRAIN, cluster::hand_over(&custody, Instant::now() + DRAIN)).await {
-            Ok(Ok(to)) => info!(%to, "leadership was handed over"),
-            Ok(Err(error)) => warn!(%error, "leadership was not handed over"),
-            Err(_) => warn!("leadership was not handed over in time"),
+        match timeout(DRAIN, custody.hand_over()).await {
+            Ok(Some(to)) => info!(%to, "leadership was handed over"),
+            Ok(None) | Err(_) => warn!("no other voter took the leadership over"),
         }
     }
     api_stop.cancel();
     let _ = answering.await;
     loops_stop.cancel();
+    let _ = ending.send(true);
     while loops.join_next().await.is_some() {}
+    for task in cluster_loops {
+        let _ = task.await;
+    }
     wire_stop.cancel();
     let _ = wire.await;
     replica.stop().await;
@@ -188,11 +203,7 @@ fn replica_config(node: &Node, local: &Local) -> raft_store::Config {
 }
 
 /// Keeps what the admin socket shows true.
-async fn show_stage(
-    custody: Custody,
-    stage: tokio::sync::watch::Sender<Stage>,
-    stop: CancellationToken,
-) {
+async fn show_stage(custody: Custody, stage: watch::Sender<Stage>, stop: CancellationToken) {
     let mut leader = custody.watch_leader();
     loop {
         let phase = match custody.health().phase {
