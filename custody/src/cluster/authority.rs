@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 /// The name of its key in `_system`.
 pub(super) const KEY: &str = "authority";
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 const OWN_DAYS: u32 = 3652;
 /// Renewed at two thirds.
 const SERVER_DAYS: u32 = 30;

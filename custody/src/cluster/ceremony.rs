@@ -36,7 +36,7 @@ pub(super) async fn reconcile(custody: Custody, options: Options) {
     loop {
         let worked = match custody.gather().await {
             Ok(Some(facts)) => {
-                known = custody.forget_departed(&facts, known);
+                known = custody.forget_departed(&facts, &known);
                 custody.pass(&facts, &mut failures, &options).await
             }
             Ok(None) => false,
@@ -192,14 +192,14 @@ impl Custody {
     }
 
     /// Closes what is open to those who are members no more.
-    fn forget_departed(&self, facts: &Facts, known: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    fn forget_departed(&self, facts: &Facts, known: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let removed: BTreeSet<NodeId> = facts
             .members
             .iter()
             .filter(|member| member.standing == Standing::Removed)
             .map(|member| member.node)
             .collect();
-        for node in removed.difference(&known) {
+        for node in removed.difference(known) {
             self.peers().forget(node.0);
         }
         removed

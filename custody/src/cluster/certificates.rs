@@ -19,7 +19,7 @@ use crate::wrapping::{self, Bound};
 use crate::{Custody, Error};
 
 const RETRY: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_secs(3600);
+const LOOK: Duration = Duration::from_hours(1);
 
 #[derive(Clone, Debug, Default)]
 pub struct CertificateOptions {

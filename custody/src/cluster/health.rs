@@ -86,7 +86,8 @@ pub(super) async fn guard(custody: Custody, options: Options) {
 impl Custody {
     /// Whether this node should lead, if it gets to.
     pub(super) fn is_fit(&self) -> bool {
-        let healthy = self.slot().health().borrow().is_healthy();
+        // Who is about to stop is nobody to hand the leadership to.
+        let healthy = self.slot().health().borrow().is_healthy() && !self.is_draining();
         let found = self.replica().read(|view| {
             let cluster = view::cluster(view)?;
             Ok::<_, domain::Broken>((cluster.is_some(), view::member(view, self.node_id())?))

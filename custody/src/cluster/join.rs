@@ -236,32 +236,40 @@ pub(super) async fn answer_as_leader(custody: &Custody, spki: &[u8], request: Re
 impl Custody {
     async fn consider(&self, ask: Ask) -> Result<Answer, Error> {
         let ticket = Ticket::parse(&ask.token).ok_or(Error::Forbidden)?;
-        let known = self.replica().read(|view| {
-            let joins = view::joins(view)?;
-            Ok::<_, Error>(joins.into_iter().find(|join| {
+        let digest = crypto::sha256(ask.token.as_bytes());
+        let until = Instant::now() + CALL;
+        self.replica().barrier(until).await?;
+        let (known, allowed) = self.replica().read(|view| {
+            let known = view::joins(view)?.into_iter().find(|join| {
                 join.token == ticket.id
                     && join.statement.identity == ask.identity
                     && join.statement.enrolment == ask.enrolment
-            }))
+            });
+            let token = view::join_token(view, ticket.id)?;
+            let allowed = token.is_some_and(|token| crypto::digest::equal(&token.digest, &digest));
+            Ok::<_, Error>((known, allowed))
         })?;
-        let join = match known {
-            Some(join) => join,
-            None => {
-                check_name(&ask.name)?;
-                let change = Change::RequestJoin {
-                    token: ticket.id,
-                    digest: crypto::sha256(ask.token.as_bytes()),
-                    name: ask.name,
-                    enrolment: ask.enrolment,
-                    identity: ask.identity,
-                    api_address: ask.api_address,
-                    peer_address: ask.peer_address,
-                    zone: ask.zone,
-                };
-                match self.change_cluster(change, Instant::now() + CALL).await?.1 {
-                    Receipt::Join(join) => *join,
-                    other => return Err(crate::settings::unexpected(&other)),
-                }
+        let join = if let Some(join) = known {
+            join
+        } else {
+            // A stranger without a token writes nothing into the log.
+            if !allowed {
+                return Err(Error::Forbidden);
+            }
+            check_name(&ask.name)?;
+            let change = Change::RequestJoin {
+                token: ticket.id,
+                digest,
+                name: ask.name,
+                enrolment: ask.enrolment,
+                identity: ask.identity,
+                api_address: ask.api_address,
+                peer_address: ask.peer_address,
+                zone: ask.zone,
+            };
+            match self.change_cluster(change, until).await?.1 {
+                Receipt::Join(join) => *join,
+                other => return Err(crate::settings::unexpected(&other)),
             }
         };
         match join.status {

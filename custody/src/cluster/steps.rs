@@ -11,8 +11,8 @@ use domain::{
     Cluster, Epoch, EpochState, KekEpoch, KekId, Member, NodeId, Standing, Statement, Vote,
 };
 
-/// A learner this close to the end of the log is caught up.
-pub(super) const CAUGHT_UP: u64 = 64;
+/// Whoever is this close to the end of the log is caught up: some tens of milliseconds under load.
+pub(super) const CAUGHT_UP: u64 = 1024;
 
 /// What is known at one moment.
 #[derive(Clone, Debug)]
@@ -273,8 +273,8 @@ mod tests {
                 voters: nodes(&[1, 2, 3]),
                 learners: BTreeSet::new(),
                 joint: false,
-                matched: nodes(&[1, 2, 3]).into_iter().map(|node| (node, 1000)).collect(),
-                committed: 1000,
+                matched: nodes(&[1, 2, 3]).into_iter().map(|node| (node, 9000)).collect(),
+                committed: 9000,
             },
         }
     }
@@ -387,7 +387,7 @@ mod tests {
                     admit(facts, 4);
                     facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
                     facts.raft.learners = nodes(&[4]);
-                    facts.raft.matched.insert(NodeId(4), 990);
+                    facts.raft.matched.insert(NodeId(4), 8990);
                 },
                 &[Promote(NodeId(4))],
             ),
@@ -397,7 +397,7 @@ mod tests {
                     admit(facts, 4);
                     facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
                     facts.raft.learners = nodes(&[4]);
-                    facts.raft.matched.insert(NodeId(4), 990);
+                    facts.raft.matched.insert(NodeId(4), 8990);
                     facts.raft.joint = true;
                 },
                 &[],
@@ -408,7 +408,7 @@ mod tests {
                     admit(facts, 4);
                     facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
                     facts.raft.learners = nodes(&[4]);
-                    facts.raft.matched.insert(NodeId(4), 900);
+                    facts.raft.matched.insert(NodeId(4), 7900);
                 },
                 &[],
             ),
@@ -419,7 +419,7 @@ mod tests {
                     facts.members[3].vote = Vote::Learner;
                     facts.epochs[0] = epoch(2, EpochState::Active, &[1, 2, 3, 4], &[1, 2, 3, 4]);
                     facts.raft.learners = nodes(&[4]);
-                    facts.raft.matched.insert(NodeId(4), 1000);
+                    facts.raft.matched.insert(NodeId(4), 9000);
                 },
                 &[],
             ),

@@ -94,7 +94,7 @@ fn newcomer(name: &str, listener: &TcpListener) -> Newcomer {
     }
 }
 
-/// What `node` does between knowing who it is and serving.
+/// What `node` does between knowing who it is and serving, for the first time or again.
 async fn assemble(
     dir: PathBuf,
     slot: Slot,
@@ -110,7 +110,11 @@ async fn assemble(
     let peers = Peers::new(identity, roster.clone(), peers::Options::default()).unwrap();
     let config = raft_store::Config::new(dir, id, cluster, roster.pinned().lineage);
     let config = raft_store::Config { segment_bytes: 1 << 20, ..config };
-    let replica = Replica::create(config, peers.clone(), roster.clone()).await.unwrap();
+    let replica = if config.dir.exists() {
+        Replica::open(config, peers.clone(), roster.clone()).await.unwrap().0
+    } else {
+        Replica::create(config, peers.clone(), roster.clone()).await.unwrap()
+    };
     let info = NodeInfo {
         id,
         name: me.name.clone(),
@@ -134,6 +138,15 @@ async fn assemble(
     };
     run(&custody, &options, &stopped);
     Node { custody, slot, stop, wire }
+}
+
+impl Node {
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.wire.cancel();
+        self.custody.replica().clone().stop().await;
+        self.slot.close().await;
+    }
 }
 
 impl Cluster {
@@ -348,10 +361,7 @@ impl Cluster {
 
     async fn stop(self) {
         for node in self.nodes.into_values() {
-            node.stop.send_replace(true);
-            node.wire.cancel();
-            node.custody.replica().clone().stop().await;
-            node.slot.close().await;
+            node.stop().await;
         }
     }
 }
@@ -499,5 +509,50 @@ async fn a_leader_whose_slot_dies_hands_over_and_the_last_one_takes_care() {
         .await;
     cluster.leader().enable_key(&cluster.context(), "k").await.unwrap();
     cluster.decrypts("k", &ciphertext).await.unwrap();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_is_met_by_a_leader_it_does_not_know() {
+    let mut cluster = Cluster::of_three().await;
+    let away = NodeId(3);
+    if cluster.leader().node_id() == away {
+        let context = cluster.context();
+        cluster.leader().transfer_leader(&context, Some(NodeId(1))).await.unwrap();
+        cluster.until("another leads", |cluster| cluster.nodes[&1].custody.is_leader()).await;
+    }
+    let node = cluster.nodes.remove(&3).unwrap();
+    let me = Newcomer {
+        name: "n3".into(),
+        api_address: node.custody.node().api_address.clone(),
+        peer_address: node.custody.node().peer_address.clone(),
+        zone: None,
+    };
+    let pinned = node.custody.pinned().clone();
+    let (id, members) = node
+        .custody
+        .replica()
+        .read(|view| (view::cluster(view).unwrap().unwrap().id, view::members(view).unwrap()));
+    node.stop().await;
+
+    let newest = cluster.admit("n4").await;
+    cluster
+        .until("the newest votes and could lead", |cluster| {
+            let status = cluster.nodes[&newest.0].custody.replica().status();
+            status.voters.len() == 1
+                && status.voters[0].contains(&newest)
+                && cluster.nodes[&newest.0].custody.is_fit()
+        })
+        .await;
+    cluster.leader().transfer_leader(&cluster.context(), Some(newest)).await.unwrap();
+    cluster.until("it leads", |cluster| cluster.nodes[&newest.0].custody.is_leader()).await;
+
+    let listener = TcpListener::bind(&me.peer_address).await.unwrap();
+    let slot = open_slot(cluster.dir.path(), "n3");
+    let roster = Roster::new(away, pinned, members);
+    let home = cluster.dir.path().join("n3");
+    let back = assemble(home, slot, &me, away, id, roster, listener).await;
+    cluster.nodes.insert(3, back);
+    cluster.until("it takes part again", |cluster| cluster.at_rest(4)).await;
     cluster.stop().await;
 }

@@ -19,7 +19,7 @@ use crate::{Changed, Context, Custody, Error, Seen};
 const TTL_MAX: Span = Span::from_hours(24 * 7);
 const USES_MAX: u32 = 1000;
 const TRANSFER: Duration = Duration::from_secs(5);
-const SNAPSHOT: Duration = Duration::from_secs(60);
+const SNAPSHOT: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Debug)]
 pub struct NewJoinToken {
@@ -114,7 +114,10 @@ impl Custody {
         if node == self.node_id() && !context.dry_run {
             if let Some(successor) = self.fit_successor().await {
                 let until = Instant::now() + TRANSFER;
-                self.replica().transfer_leader(successor, until).await.map_err(not_transferred)?;
+                self.replica()
+                    .transfer_leader(successor, until)
+                    .await
+                    .map_err(|error| not_transferred(&error))?;
                 return Err(Error::NotLeader { leader: Some(successor) });
             }
             if !force {
@@ -186,7 +189,7 @@ impl Custody {
                 .ok_or_else(|| Error::WrongState("no other voter is fit to lead".into()))?,
         };
         let until = context.deadline.min(Instant::now() + TRANSFER);
-        self.replica().transfer_leader(to, until).await.map_err(not_transferred)?;
+        self.replica().transfer_leader(to, until).await.map_err(|error| not_transferred(&error))?;
         Ok(Seen { value: to, index: seen.index })
     }
 
@@ -232,8 +235,8 @@ fn member_of(done: Changed<Receipt>) -> Result<Changed<Member>, Error> {
     })
 }
 
-fn not_transferred(error: TransferError) -> Error {
-    match error {
+fn not_transferred(error: &TransferError) -> Error {
+    match *error {
         TransferError::NotLeader { leader } => Error::NotLeader { leader },
         TransferError::NotVoter(node) => Error::WrongState(format!("node {node} does not vote")),
         TransferError::Timeout => Error::OutcomeUnknown,
