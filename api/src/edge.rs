@@ -239,6 +239,7 @@ impl<N: Node> Edge<N> {
         let mut search = Search::new(line.route.kind, &call, self.options.leader_wait);
         let mut target = leader(&mut watch);
         loop {
+            let began = Instant::now();
             let outcome = match target {
                 None => Outcome::Failed(Failed::NoLeader),
                 Some(to) if to == here => {
@@ -255,6 +256,10 @@ impl<N: Node> Edge<N> {
                 Outcome::Answered(reply) => return Ok(reply),
                 Outcome::Failed(failed) => failed,
             };
+            if matches!(failed, Failed::NotLeader { .. } | Failed::NotSent) {
+                // A leader that is cut off takes its time to find out: that is waiting too.
+                search.waited(began.elapsed());
+            }
             let out_of_time = Instant::now() >= call.context.deadline;
             target = match search.next(target, failed, out_of_time) {
                 Step::Try(node) => Some(node),
@@ -348,7 +353,7 @@ impl Search {
                 return self.give_up();
             }
         }
-        if out_of_time || self.patience.is_zero() {
+        if out_of_time {
             return self.give_up();
         }
         match failed {
@@ -358,6 +363,7 @@ impl Search {
                 self.hints -= 1;
                 Step::Try(leader)
             }
+            _ if self.patience.is_zero() => self.give_up(),
             Failed::NoLeader => Step::Wait(self.patience),
             Failed::NotLeader { .. } | Failed::NotSent | Failed::Unknown => {
                 self.hints = HINTS;

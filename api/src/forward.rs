@@ -47,23 +47,18 @@ pub enum ForwardError {
 
 /// Serves a request that another node forwarded, with the router that serves this node's callers.
 pub async fn serve_forwarded(router: &Router, payload: Bytes) -> Bytes {
-    let outcome = match decode_request(&payload) {
-        Some(request) => {
-            let response = router.clone().oneshot(request).await;
-            let mut response = response.unwrap_or_else(|never| match never {});
-            response.extensions_mut().remove::<Outcome>().unwrap_or_else(|| {
-                // A newer node knows a route that this one does not.
-                Outcome::Answered(Reply::problem(
-                    &wire::Problem::new(wire::Code::NotFound)
-                        .detail("the leader runs an older version that does not serve this"),
-                    None,
-                ))
-            })
-        }
-        None => {
-            warn!("a forwarded request could not be read: the sender runs another version");
-            Outcome::Failed(Failed::NotLeader { leader: None })
-        }
+    let outcome = if let Some(request) = decode_request(&payload) {
+        let response = router.clone().oneshot(request).await;
+        let mut response = response.unwrap_or_else(|never| match never {});
+        response.extensions_mut().remove::<Outcome>().unwrap_or_else(|| {
+            // A newer node knows a route that this one does not.
+            let told = wire::Problem::new(wire::Code::NotFound)
+                .detail("the leader runs an older version that does not serve this");
+            Outcome::Answered(Reply::problem(&told, None))
+        })
+    } else {
+        warn!("a forwarded request could not be read: the sender runs another version");
+        Outcome::Failed(Failed::NotLeader { leader: None })
     };
     encode_outcome(&outcome)
 }
@@ -111,12 +106,16 @@ impl Head {
     }
 }
 
+/// What an answer may take on its way back.
+const RETURN: Duration = Duration::from_millis(100);
 /// No node asks another to wait longer.
 const MAX_REMAINING_MS: u64 = 60_000;
 
 pub(crate) fn encode_request(method: &Method, target: &str, call: &Call, now: Instant) -> Bytes {
     let context = &call.context;
     let remaining = context.deadline.saturating_duration_since(now);
+    // A little less, so that the leader's own word on a late request is back in time.
+    let remaining = remaining - (remaining / 10).min(RETURN);
     let head = Head {
         method: method.as_str().to_owned(),
         target: target.to_owned(),

@@ -264,7 +264,9 @@ mod tests {
                 }
             }
             serde_json::Value::Array(items) => {
-                items.iter().for_each(|item| walk(item, references, ids));
+                for item in items {
+                    walk(item, references, ids);
+                }
             }
             _ => {}
         }

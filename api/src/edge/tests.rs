@@ -94,6 +94,16 @@ fn nodes_that_point_at_one_another_are_believed_only_so_long() {
     assert_eq!(search.next(Some(one), at(two), false), Step::Wait(TICK));
 }
 
+#[test]
+fn a_hint_is_followed_even_when_patience_is_at_its_end() {
+    let mut search = Search::new(Kind::Change, &call(), TICK);
+    search.waited(TICK);
+    let hint = Failed::NotLeader { leader: Some(NodeId(2)) };
+    assert_eq!(search.next(Some(NodeId(1)), hint, false), Step::Try(NodeId(2)));
+    let nobody = Failed::NotLeader { leader: None };
+    assert_eq!(search.next(Some(NodeId(2)), nobody, false), Step::GiveUp(Code::NoLeader));
+}
+
 /// One of three nodes.
 #[derive(Clone)]
 struct Member {
@@ -171,6 +181,12 @@ async fn act(member: Member, call: Arc<Call>) -> Answer {
     Ok(Reply::json(&serde_json::json!({ "by": member.id.0 }))?.at(7))
 }
 
+/// As a leader that reaches no quorum does: it takes its time, and finds out that it does not lead.
+async fn cut_off(_: Member, _: Arc<Call>) -> Answer {
+    tokio::time::sleep(PATIENCE).await;
+    Err(custody::Error::NotLeader { leader: None }.into())
+}
+
 async fn whoami(member: Member, _: Arc<Call>) -> Answer {
     Reply::json(&serde_json::json!({ "by": member.id.0 }))
 }
@@ -196,6 +212,7 @@ fn cluster(leader: Option<u64>) -> Arc<Cluster> {
             .on(post("/v1/keys/{name}/rotate", "change", "A change"), act)
             .on(post("/v1/use", "use", "A use").kind(Kind::Use), act)
             .on(post("/v1/once", "once", "Only once").kind(Kind::Once), act)
+            .on(get("/v1/cut-off", "cut_off", "Of a leader without a quorum"), cut_off)
             .on(post("/v1/echo", "echo", "What came"), echo)
             .on(get("/v1/read", "read", "A read"), act)
             .on(get("/v1/stale", "stale", "A read that may be stale"), whoami)
@@ -340,6 +357,14 @@ async fn without_a_leader_the_answer_says_whether_it_may_have_happened() {
     let before = mute.done().len();
     assert!(mute.ask(1, "POST /v1/once").await.is(504, "outcome_unknown"));
     assert_eq!(mute.done().len(), before + 1, "what would happen twice is told once");
+}
+
+#[tokio::test]
+async fn a_leader_that_is_cut_off_keeps_callers_no_longer_than_none() {
+    let cluster = cluster(Some(1));
+    let began = Instant::now();
+    assert!(cluster.ask(1, "GET /v1/cut-off").await.is(503, "no_leader"));
+    assert!(began.elapsed() < PATIENCE * 2, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
