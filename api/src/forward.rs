@@ -115,7 +115,7 @@ pub(crate) fn encode_request(method: &Method, target: &str, call: &Call, now: In
     let context = &call.context;
     let remaining = context.deadline.saturating_duration_since(now);
     // A little less, so that the leader's own word on a late request is back in time.
-    let remaining = remaining - (remaining / 10).min(RETURN);
+    let remaining = remaining.saturating_sub((remaining / 10).min(RETURN));
     let head = Head {
         method: method.as_str().to_owned(),
         target: target.to_owned(),
