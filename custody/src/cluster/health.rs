@@ -112,7 +112,7 @@ impl Custody {
         tracing::info!(to = node.0, "this node hands the leadership over");
         let deadline = Instant::now() + HAND_OVER;
         match self.replica().transfer_leader(node, deadline).await {
-            Ok(_) => Some(node),
+            Ok(()) => Some(node),
             Err(error) => {
                 tracing::warn!(to = node.0, %error, "the leadership was not taken over");
                 None
