@@ -6,7 +6,7 @@
 mod cluster;
 mod epochs;
 mod keys;
-mod memory;
+pub(crate) mod memory;
 mod tokens;
 
 use crate::records::{at, read};

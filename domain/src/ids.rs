@@ -84,6 +84,7 @@ pub struct Version(pub u32);
 impl Version {
     pub const FIRST: Self = Self(1);
 
+    #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }

@@ -16,6 +16,8 @@ mod member;
 mod records;
 mod settings;
 mod survives;
+#[cfg(test)]
+mod tests;
 mod time;
 mod token;
 pub mod view;
@@ -32,7 +34,7 @@ pub use ids::{Namespace, Principal, Version};
 pub use kek::{EpochState, KekEpoch};
 pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionState, Wrapped};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
-pub use records::{Broken, Changes, Draft, Records};
+pub use records::{Broken, Changes, Draft, Record, Records};
 pub use settings::{Settings, SettingsPatch};
 pub use survives::{Survives, Voter, survives};
 pub use time::{MAX_JUMP, Span, Time};

@@ -12,9 +12,9 @@ pub struct Statement {
     pub lineage: Lineage,
     pub node: NodeId,
     pub name: String,
-    /// SubjectPublicKeyInfo of the enrolment key (RSA-3072): KEK shares are wrapped to it.
+    /// `SubjectPublicKeyInfo` of the enrolment key (RSA-3072): KEK shares are wrapped to it.
     pub enrolment: Vec<u8>,
-    /// SubjectPublicKeyInfo of the identity key (ECDSA P-256): the node's TLS between peers.
+    /// `SubjectPublicKeyInfo` of the identity key (ECDSA P-256): the node's TLS between peers.
     pub identity: Vec<u8>,
 }
 

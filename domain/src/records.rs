@@ -16,6 +16,9 @@ use crate::encoding::{decode, encode};
 #[error("a record can not be read: {0}")]
 pub struct Broken(pub String);
 
+/// The key and the value of one record.
+pub type Record = (Vec<u8>, Vec<u8>);
+
 /// What holds the records: sled in a replica, a map in tests.
 pub trait Records {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken>;
@@ -26,7 +29,7 @@ pub trait Records {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken>;
+    ) -> Result<Vec<Record>, Broken>;
 }
 
 /// What to put (`Some`) or remove (`None`), by record key.
@@ -42,7 +45,7 @@ impl Records for BTreeMap<Vec<u8>, Vec<u8>> {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken> {
+    ) -> Result<Vec<Record>, Broken> {
         let from = after.filter(|after| *after > prefix).unwrap_or(prefix).to_vec();
         Ok(self
             .range(from..)
@@ -97,7 +100,7 @@ impl<R: Records> Records for Draft<'_, R> {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken> {
+    ) -> Result<Vec<Record>, Broken> {
         // Removals hide at most as many records below as there are changes.
         let below = self.below.scan(prefix, after, limit.saturating_add(self.changes.len()))?;
         let mut merged: BTreeMap<Vec<u8>, Option<Vec<u8>>> =
@@ -159,7 +162,9 @@ pub(crate) mod at {
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];
-        parts.iter().for_each(|part| key.extend_from_slice(part));
+        for part in parts {
+            key.extend_from_slice(part);
+        }
         key
     }
 

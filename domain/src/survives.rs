@@ -39,7 +39,7 @@ fn nodes(voters: &[Voter]) -> u32 {
 fn zones(voters: &[Voter]) -> u32 {
     let mut by_zone = BTreeMap::<String, usize>::new();
     for voter in voters {
-        let zone = voter.zone.clone().map_or_else(|| format!("\0{}", voter.node), |zone| zone);
+        let zone = voter.zone.clone().unwrap_or_else(|| format!("\0{}", voter.node));
         *by_zone.entry(zone).or_default() += usize::from(voter.fit);
     }
     let mut sizes: Vec<usize> = by_zone.into_values().collect();

@@ -21,20 +21,20 @@ const SWEPT_AT_ONCE: usize = 4;
 const SWEPT_BY_TICK: usize = 256;
 
 #[derive(Deserialize, Serialize)]
-struct Answered {
+pub(crate) struct Answered {
     fingerprint: [u8; 32],
     memory: Memory,
 }
 
 #[derive(Deserialize, Serialize)]
-enum Memory {
+pub(crate) enum Memory {
     Kept(Receipt),
     /// The answer bore a secret, of which only the id is known.
     Secret(TokenId),
 }
 
 #[derive(Deserialize, Serialize)]
-enum Expiring {
+pub(crate) enum Expiring {
     Operation(Operation),
     Answered { by: Principal, idempotency: Idempotency },
 }
