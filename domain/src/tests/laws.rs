@@ -1,0 +1,218 @@
+//! What holds after any sequence of commands, plausible or not.
+//!
+//! [`House::run`] checks the invariants of the records after each; here are the laws about pairs:
+//! of replicas, and of the same command told twice.
+
+use proptest::prelude::*;
+
+use super::house::*;
+use crate::{
+    Change, Command, Epoch, KeyPatch, NodeId, Principal, Receipt, Reject, Rewrap, SettingsPatch,
+    Span, Standing, Time, TokenId, Version, apply, view,
+};
+
+/// Numbers that a command is made of, with the state at hand: small pools, so that things meet.
+type Dice = [u8; 6];
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+fn change(house: &House, dice: Dice) -> Change {
+    let [kind, a, b, c, d, _] = dice.map(u64::from);
+    let small = |number: u64| u32::try_from(number).expect("a die is small");
+    let name = NAMES[usize::from(dice[1]) % 4];
+    let key = view::key(&house.records, &crate::Namespace::default(), name).unwrap();
+    let primary = key.as_ref().map_or(1, |key| key.primary.0);
+    let cluster = view::cluster(&house.records).unwrap().expect("it was initialised");
+    let (active, latest) = (cluster.active_epoch.0, cluster.latest_epoch.0);
+    // Mostly what fits, sometimes what does not.
+    let version = Version(if b % 4 == 0 { small(c % 5) } else { 1 + small(b) % primary });
+    let epoch = if c % 4 == 0 { small(d % 6) } else { active };
+    let revision = (d % 5 == 0).then(|| key.as_ref().map(|key| key.revision)).flatten();
+    let mut target = target(name);
+    target.revision = revision.map(|revision| crate::Revision(revision.0 + u64::from(d % 2 == 0)));
+    let after = match b % 3 {
+        0 => None,
+        1 => Some(DAY),
+        _ => Some(Span(b * HOUR.0)),
+    };
+    let node = NodeId(1 + a % 6);
+    match kind % 28 {
+        0 | 1 => create(name, |new| {
+            new.wrapped = wrapped(epoch);
+            new.rotation_period = (b % 2 == 0).then_some(Span((1 + b) * HOUR.0));
+            new.deletion_protection = c % 7 == 0;
+            new.description = "d".repeat(usize::from(dice[4]) * 4);
+        }),
+        2 => Change::UpdateKey {
+            target,
+            patch: KeyPatch {
+                description: (b % 2 == 0).then(|| "x".repeat(usize::from(dice[3]) * 20)),
+                labels: (0..c % 9)
+                    .map(|n| (format!("l{}", n + d), (b % 3 != 0).then(|| "v".repeat(63))))
+                    .collect(),
+                clear_labels: b % 5 == 0,
+                rotation_period: match c % 3 {
+                    0 => None,
+                    1 => Some(None),
+                    _ => Some(Some(Span(1 + c * HOUR.0))),
+                },
+                deletion_protection: (d % 3 == 0).then_some(b % 2 == 0),
+            },
+        },
+        3 | 4 => {
+            let from = Version(if b % 5 == 0 { small(c % 5) } else { primary });
+            Change::RotateKey { target, from, wrapped: wrapped(epoch) }
+        }
+        5 => Change::EnableKey { target },
+        6 => Change::DisableKey { target },
+        7 => Change::ScheduleKeyDestruction { target, after },
+        8 => Change::CancelKeyDestruction { target },
+        9 => Change::EnableVersion { target, version },
+        10 => Change::DisableVersion { target, version },
+        11 | 12 => Change::ScheduleVersionDestruction { target, version, after },
+        13 => Change::CancelVersionDestruction { target, version },
+        14 | 15 => {
+            let ahead = |n: u64| (NodeId(n), house.now.plus(Span(a * b * c * 1_000)));
+            Change::Tick { readings: (1..=d % 6).map(ahead).collect() }
+        }
+        16 => token(20 + a % 5),
+        17 => Change::RevokeToken { id: TokenId(id(20 + a % 5)) },
+        18 => join_token(30 + a % 3, |token| {
+            token.uses = small(b % 3);
+            token.ttl = Span(c * MINUTE.0);
+        }),
+        19 => ask([1, 30, 31][usize::from(dice[2]) % 3], 2 + a % 5, |_| {}),
+        20 => match view::joins(&house.records).unwrap().get(usize::from(dice[2]) % 4) {
+            Some(join) => approve(&join.statement),
+            None => approve(&statement(9)),
+        },
+        21 => {
+            let standings = [Standing::Admitted, Standing::Cordoned, Standing::Removed];
+            Change::SetStanding { node, standing: standings[usize::from(dice[2]) % 3] }
+        }
+        22 => Change::MoveMember {
+            node,
+            api_address: "a".repeat(usize::from(dice[2]) * 20),
+            peer_address: "p".into(),
+            zone: None,
+        },
+        23 => {
+            let nodes: Vec<_> = (1..=b % 6).map(NodeId).collect();
+            propose(latest + u32::from(c % 5 != 0), &nodes)
+        }
+        24 | 25 => acknowledge(if c % 5 == 0 { small(d % 6) } else { latest }, NodeId(1 + a % 4)),
+        26 => {
+            let from = Epoch(if d % 3 == 0 { small(b % 6) } else { active.saturating_sub(1) });
+            let found = view::under(&house.records, from, 2 + usize::from(dice[2])).unwrap();
+            let item = |(key, version)| Rewrap { key, version, wrapped: wrapped(epoch) };
+            Change::Rewrap { from, items: found.into_iter().map(item).collect() }
+        }
+        _ => match b % 3 {
+            0 => Change::RetireEpoch { epoch: Epoch(1 + small(a % 5)) },
+            1 => Change::ForgetEpoch { epoch: Epoch(1 + small(a % 5)), node },
+            _ => Change::PatchSettings(SettingsPatch {
+                min_destruction_after: Some(Span(c * HOUR.0)),
+                idempotency_window: Some(Span(d * HOUR.0)),
+            }),
+        },
+    }
+}
+
+fn command(house: &mut House, dice: Dice) -> Command {
+    let change = change(house, dice);
+    let log = view::now(&house.records).unwrap();
+    house.now = Time(log.0 + u64::from(dice[5]) * 500 - 20_000);
+    let mut command = house.command(change);
+    match dice[5] % 4 {
+        0 => command.by = Principal::cluster(),
+        1 => command.by = Principal("token:bob".into()),
+        _ => {}
+    }
+    if dice[5].is_multiple_of(3) {
+        command.idempotency = Some(named(NAMES[usize::from(dice[4]) % 4], dice[3] % 2));
+    }
+    command
+}
+
+/// Tables that repeating one of the cluster's own changes must leave as they are: all but the
+/// memories, which a second telling sweeps, and the cluster's revision.
+fn lasting(records: &Map) -> Map {
+    let memory = |record: &[u8]| (10..=13).contains(&record[0]) || record[0] == 17;
+    records
+        .iter()
+        .filter(|(record, _)| !memory(record))
+        .map(|(record, bytes)| (record.clone(), bytes.clone()))
+        .collect()
+}
+
+/// The changes that the cluster makes itself, and so repeats with no memory to help it.
+fn compares_and_sets(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Tick { .. }
+            | Change::RotateKey { .. }
+            | Change::RequestJoin { .. }
+            | Change::ProposeEpoch(_)
+            | Change::AcknowledgeEpoch { .. }
+            | Change::Rewrap { .. }
+            | Change::RetireEpoch { .. }
+            | Change::ForgetEpoch { .. }
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_invariant_survives_every_sequence(
+        story in proptest::collection::vec(any::<Dice>(), 1..80),
+    ) {
+        let mut house = House::of_three();
+        for dice in story {
+            let command = command(&mut house, dice);
+            let mut other = house.clone();
+            let outcome = house.run(&command);
+            prop_assert_eq!(&other.run(&through_the_log(&command)), &outcome);
+            prop_assert_eq!(&other.records, &house.records, "replicas agree");
+
+            let Ok(answer) = outcome else { continue };
+            let before = house.records.clone();
+            let again = house.run(&command);
+            if command.by != Principal::cluster() {
+                prop_assert_eq!(&house.records, &before, "told twice, it happened twice");
+                match (answer.receipt, again) {
+                    (Receipt::Token(token), Err(Reject::AlreadyDone { id })) => {
+                        prop_assert_eq!(token.id, id);
+                    }
+                    (Receipt::JoinToken(token), Err(Reject::AlreadyDone { id })) => {
+                        prop_assert_eq!(token.id, id);
+                    }
+                    (receipt, again) => {
+                        // What was itself a replay of another operation is one again.
+                        prop_assert_eq!(Ok(receipt), again.map(|answer| answer.receipt));
+                    }
+                }
+            } else if compares_and_sets(&command.change) {
+                prop_assert_eq!(lasting(&house.records), lasting(&before), "{:?}", command);
+            }
+        }
+    }
+
+    /// A replica that is handed nonsense answers or refuses; it never panics.
+    #[test]
+    fn a_command_of_damaged_bytes_never_panics(
+        dice in any::<Dice>(),
+        at in any::<prop::sample::Index>(),
+        damage in 1_u8..,
+    ) {
+        let mut house = House::of_three();
+        house.ok(create("a", |_| {}));
+        let mut bytes = crate::encode(&command(&mut house, dice));
+        let at = at.index(bytes.len());
+        bytes[at] ^= damage;
+        if let Ok(command) = crate::decode::<Command>(&bytes) {
+            let (changes, outcome) = apply(&house.records, house.index + 1, &command).unwrap();
+            prop_assert!(outcome.is_ok() || changes.is_empty());
+        }
+    }
+}

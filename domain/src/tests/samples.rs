@@ -1,0 +1,235 @@
+//! One of everything that is ever written down.
+
+use std::collections::BTreeSet;
+
+use super::house::*;
+use crate::{
+    Answer, Change, Command, Epoch, KeyPatch, KeyState, Outcome, Principal, Receipt, Reject,
+    Revision, Rewrap, SettingsPatch, Standing, TokenId, Version, view,
+};
+
+/// The name of a change. A new variant does not compile without one, nor pass without a sample.
+pub(super) fn name(change: &Change) -> &'static str {
+    match change {
+        Change::Initialise(_) => "initialise",
+        Change::Tick { .. } => "tick",
+        Change::CreateKey(_) => "create-key",
+        Change::UpdateKey { .. } => "update-key",
+        Change::RotateKey { .. } => "rotate-key",
+        Change::EnableKey { .. } => "enable-key",
+        Change::DisableKey { .. } => "disable-key",
+        Change::ScheduleKeyDestruction { .. } => "schedule-key-destruction",
+        Change::CancelKeyDestruction { .. } => "cancel-key-destruction",
+        Change::EnableVersion { .. } => "enable-version",
+        Change::DisableVersion { .. } => "disable-version",
+        Change::ScheduleVersionDestruction { .. } => "schedule-version-destruction",
+        Change::CancelVersionDestruction { .. } => "cancel-version-destruction",
+        Change::CreateToken { .. } => "create-token",
+        Change::RevokeToken { .. } => "revoke-token",
+        Change::CreateJoinToken { .. } => "create-join-token",
+        Change::RequestJoin { .. } => "request-join",
+        Change::ApproveJoin { .. } => "approve-join",
+        Change::SetStanding { .. } => "set-standing",
+        Change::MoveMember { .. } => "move-member",
+        Change::ProposeEpoch(_) => "propose-epoch",
+        Change::AcknowledgeEpoch { .. } => "acknowledge-epoch",
+        Change::Rewrap { .. } => "rewrap",
+        Change::RetireEpoch { .. } => "retire-epoch",
+        Change::ForgetEpoch { .. } => "forget-epoch",
+        Change::PatchSettings(_) => "patch-settings",
+    }
+}
+
+pub(super) const CHANGES: usize = 26;
+
+/// A life of a cluster in which every change is accepted once at least, in the order of the log.
+/// Most are told by a caller who names every third of them.
+pub(super) fn commands() -> Vec<Command> {
+    let version = |change: fn(crate::Target, Version) -> Change| change(target("k"), V1);
+    let patch = KeyPatch {
+        description: Some("of the golden files".into()),
+        labels: [("a".into(), Some("1".into())), ("b".into(), None)].into(),
+        clear_labels: true,
+        rotation_period: Some(Some(DAY)),
+        deletion_protection: Some(false),
+    };
+    let settings =
+        SettingsPatch { min_destruction_after: Some(HOUR), idempotency_window: Some(DAY) };
+    let ca = Rewrap { key: new_key("ca").id, version: V1, wrapped: wrapped(2) };
+    let later = BEGIN.plus(DAY);
+    let changes = vec![
+        Change::Initialise(Box::new(initialise())),
+        create("k", |new| {
+            new.rotation_period = Some(HOUR);
+            new.labels = [("b".into(), "2".into())].into();
+        }),
+        Change::UpdateKey { target: at_revision("k", Revision(2)), patch },
+        rotate("k", 1),
+        disable("k"),
+        enable("k"),
+        doom("k", Some(DAY)),
+        spare("k"),
+        version(|target, version| Change::DisableVersion { target, version }),
+        version(|target, version| Change::EnableVersion { target, version }),
+        version(|target, version| Change::ScheduleVersionDestruction {
+            target,
+            version,
+            after: None,
+        }),
+        version(|target, version| Change::CancelVersionDestruction { target, version }),
+        token(20),
+        token(21),
+        Change::RevokeToken { id: TokenId(id(21)) },
+        join_token(22, |token| {
+            token.name_pattern = Some("n*".into());
+            token.zone = Some("a".into());
+        }),
+        ask(22, 2, |_| {}),
+        approve(&statement(2)),
+        ask(22, 3, |_| {}),
+        Change::SetStanding { node: N2, standing: Standing::Cordoned },
+        Change::MoveMember {
+            node: N2,
+            api_address: "10.0.0.2:8443".into(),
+            peer_address: "10.0.0.2:8444".into(),
+            zone: None,
+        },
+        propose(2, &[N1, N2]),
+        acknowledge(2, N1),
+        acknowledge(2, N2),
+        Change::Rewrap { from: Epoch(1), items: vec![ca] },
+        Change::PatchSettings(settings),
+        // A key of each state stays behind.
+        create("dead", |new| new.wrapped = wrapped(2)),
+        doom("dead", None),
+        create("doomed", |new| new.wrapped = wrapped(2)),
+        Change::Tick { readings: [(N1, later), (N2, later)].into() },
+        doom("doomed", None),
+        create("versions", |new| {
+            new.wrapped = wrapped(2);
+            new.rotation_period = Some(DAY);
+        }),
+        Change::ScheduleVersionDestruction { target: target("versions"), version: V1, after: None },
+        Change::Rewrap {
+            from: Epoch(1),
+            items: [V1, V2]
+                .map(|version| Rewrap { key: new_key("k").id, version, wrapped: wrapped(2) })
+                .into(),
+        },
+        Change::RetireEpoch { epoch: Epoch(1) },
+        Change::ForgetEpoch { epoch: Epoch(1), node: N1 },
+    ];
+    let mut house = House::empty();
+    let mut commands = Vec::new();
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut command = house.command(change);
+        if commands.iter().any(|earlier: &Command| matches!(earlier.change, Change::Tick { .. })) {
+            command.at = later;
+        }
+        match number % 3 {
+            0 => command.by = Principal::cluster(),
+            1 => {}
+            _ => command.idempotency = Some(named(&format!("request-{number}"), 3)),
+        }
+        commands.push(command);
+    }
+    commands
+}
+
+/// What the life of [`commands`] leaves, and what was answered on the way.
+pub(super) fn life() -> (House, Vec<Outcome>) {
+    let mut house = House::empty();
+    let outcomes = commands().iter().map(|command| house.run(command)).collect();
+    (house, outcomes)
+}
+
+/// One of each receipt and each rejection.
+pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
+    let (house, _) = life();
+    let records = &house.records;
+    let node = view::join(records, N2).unwrap().unwrap();
+    let member = view::member(records, N2).unwrap().unwrap();
+    let epoch = view::epoch(records, Epoch(2)).unwrap().unwrap().without_shares();
+    let token = view::token(records, TokenId(id(20))).unwrap().unwrap();
+    let join_token = view::join_token(records, TokenId(id(22))).unwrap().unwrap();
+    let settings = view::settings(records).unwrap();
+    let version = house.version("versions", V1).without_bytes();
+    let receipts = [
+        ("done", Receipt::Done),
+        ("key", Receipt::Key(Box::new(house.key("k")))),
+        ("version", Receipt::Version { key: house.key("k").id, version: Box::new(version) }),
+        ("token", Receipt::Token(Box::new(token))),
+        ("join-token", Receipt::JoinToken(Box::new(join_token))),
+        ("join", Receipt::Join(Box::new(node))),
+        ("member", Receipt::Member(Box::new(member))),
+        ("epoch", Receipt::Epoch(Box::new(epoch))),
+        ("rewrapped", Receipt::Rewrapped(3)),
+        ("settings", Receipt::Settings(Box::new(settings), Revision(5))),
+    ];
+    let rejects = [
+        ("uninitialised", Reject::Uninitialised),
+        ("initialised", Reject::Initialised),
+        ("already-exists", Reject::AlreadyExists("the key k".into())),
+        ("not-found", Reject::NotFound("the key k".into())),
+        ("revision-mismatch", Reject::RevisionMismatch { current: Revision(300) }),
+        ("wrong-key-state", Reject::WrongKeyState { state: KeyState::Destroyed { at: BEGIN } }),
+        ("wrong-state", Reject::WrongState("why".into())),
+        ("stale-version", Reject::StaleVersion { current: V2 }),
+        ("stale-epoch", Reject::StaleEpoch { active: Epoch(2) }),
+        ("invalid", Reject::Invalid("why".into())),
+        ("clock-ahead", Reject::ClockAhead { log: BEGIN }),
+        ("clock-unwitnessed", Reject::ClockUnwitnessed),
+        ("idempotency-key-reused", Reject::IdempotencyKeyReused),
+        ("already-done", Reject::AlreadyDone { id: TokenId(id(20)) }),
+        ("too-many-idempotency-keys", Reject::TooManyIdempotencyKeys),
+        ("join-refused", Reject::JoinRefused),
+    ];
+    let receipts = receipts
+        .into_iter()
+        .map(|(name, receipt)| (name, Ok(Answer { receipt, replayed: name == "key" })));
+    receipts.chain(rejects.into_iter().map(|(name, reject)| (name, Err(reject)))).collect()
+}
+
+#[test]
+fn the_life_has_one_of_every_change_and_all_are_accepted() {
+    let (_, outcomes) = life();
+    for (command, outcome) in commands().iter().zip(&outcomes) {
+        assert!(outcome.is_ok(), "{outcome:?}: {command:?}");
+    }
+    let names: BTreeSet<_> = commands().iter().map(|command| name(&command.change)).collect();
+    assert_eq!(names.len(), CHANGES, "{names:?}");
+}
+
+#[test]
+fn the_life_leaves_a_record_in_every_table() {
+    let (house, _) = life();
+    let tables: BTreeSet<u8> = house.records.keys().map(|record| record[0]).collect();
+    assert_eq!(tables, (1..=20).collect::<BTreeSet<u8>>(), "0 is left to whoever stores them");
+}
+
+/// The largest of what a cluster plausibly holds: a store keeps records up to 4 KiB well.
+#[test]
+fn the_largest_plausible_records_fit() {
+    let nodes: Vec<_> = (1..=7).map(crate::NodeId).collect();
+    let mut epoch = new_epoch(2, &nodes);
+    epoch.shares.values_mut().for_each(|share| *share = vec![0; 400]);
+    let mut house = House::of_three();
+    house.ok(Change::ProposeEpoch(Box::new(epoch)));
+    for node in nodes {
+        house.ok(acknowledge(2, node));
+    }
+    let size = |records: &Map| records.values().map(Vec::len).max().unwrap();
+    assert!(size(&house.records) < 3_100, "seven members: {}", size(&house.records));
+
+    // Real shares (RSA-3072) have 384 bytes: this is how many members one record can serve.
+    let bytes = |members: u64| {
+        let nodes: Vec<_> = (1..=members).map(crate::NodeId).collect();
+        let mut house = House::of_three();
+        house.ok(propose(2, &nodes));
+        for node in nodes {
+            house.ok(acknowledge(2, node));
+        }
+        size(&house.records)
+    };
+    assert!(bytes(10) <= 4_096, "ten members: {}", bytes(10));
+}
