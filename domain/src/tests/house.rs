@@ -43,12 +43,15 @@ impl House {
         house
     }
 
-    /// A cluster of three voters.
+    /// A cluster of three voters that all hold the first epoch.
     pub(super) fn of_three() -> Self {
-        let mut house = Self::of_one();
+        let mut house = Self::empty();
+        let first = Initialise { epoch: new_epoch(1, &[N1, N2, N3]), ..initialise() };
+        house.ok(Change::Initialise(Box::new(first)));
         house.ok(join_token(1, |_| {}));
         for node in [N2, N3] {
             house.admit(node);
+            house.ok(acknowledge(1, node));
         }
         house
     }
