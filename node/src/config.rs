@@ -142,8 +142,8 @@ impl Config {
         let mut section = reader.section(&root, "raft", false);
         let raft = RaftTimes {
             heartbeat: reader.defaulted(&mut section, "heartbeat", "60ms", duration),
-            election_min: reader.defaulted(&mut section, "election_min", "250ms", duration),
-            election_max: reader.defaulted(&mut section, "election_max", "500ms", duration),
+            election_min: reader.defaulted(&mut section, "election_min", "200ms", duration),
+            election_max: reader.defaulted(&mut section, "election_max", "400ms", duration),
         };
         if raft.election_min >= raft.election_max || raft.heartbeat * 2 > raft.election_min {
             reader.wrong(

@@ -16,7 +16,7 @@ use openraft::{ChangeMembers, Instant as _, LinearizerOption, ServerState, Snaps
 use peers::Peers;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::{Addresses, Config};
 use crate::error::{
@@ -292,9 +292,12 @@ impl Replica {
             // It is ignored while another one is being built, so it is asked for again.
             let triggered = self.0.raft.trigger().snapshot().await;
             triggered.map_err(|_| SnapshotError::Stopped)?;
-            let changed = timeout(LOOK_AGAIN, metrics.changed()).await;
-            if changed.is_ok_and(|changed| changed.is_err()) {
-                return Err(SnapshotError::Stopped);
+            let again = deadline.min(Instant::now() + LOOK_AGAIN);
+            while let Ok(changed) = timeout_at(again, metrics.changed()).await {
+                changed.map_err(|_| SnapshotError::Stopped)?;
+                if index_of(metrics.borrow_and_update().snapshot.as_ref()) >= wanted {
+                    break;
+                }
             }
         }
     }
