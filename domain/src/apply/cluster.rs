@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Applying, Stop};
 use crate::records::{at, read};
 use crate::{
-    Change, Cluster, EpochState, FORMAT, Initialise, Join, JoinStatus, JoinToken, Member, NodeId,
-    Receipt, Records, Reject, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time,
-    decode,
+    Change, Cluster, EpochState, FORMAT, Initialise, Join, JoinStatus, JoinToken, KekEpoch, Member,
+    NodeId, Receipt, Records, Reject, Settings, SettingsPatch, Signature, Span, Standing,
+    Statement, Time, decode,
 };
 
 impl<R: Records> Applying<'_, R> {
@@ -38,8 +38,12 @@ impl<R: Records> Applying<'_, R> {
 
     /// The median of a majority's clocks: no single clock moves it far.
     pub(super) fn witnessed(&self, readings: &BTreeMap<NodeId, Time>) -> Result<Time, Stop> {
-        self.cluster()?;
-        let voters = self.voters()?;
+        // A member that never started has no clock: only those count that took the active KEK.
+        let active = self.cluster()?.active_epoch;
+        let held = read::<KekEpoch>(&self.draft, &at::epoch(active))?
+            .map(|epoch| epoch.acknowledged)
+            .unwrap_or_default();
+        let voters: BTreeSet<_> = self.voters()?.intersection(&held).copied().collect();
         let mut clocks: Vec<Time> = readings
             .iter()
             .filter(|(node, _)| voters.contains(node))
