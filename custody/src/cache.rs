@@ -77,7 +77,8 @@ pub(crate) async fn guard(custody: Custody) {
     let (mut leader, mut health) = (custody.watch_leader(), custody.slot().health());
     loop {
         let healthy = health.borrow_and_update().is_healthy();
-        if leader.borrow_and_update().is_none_or(|(_, node)| node != custody.node_id()) || !healthy {
+        if leader.borrow_and_update().is_none_or(|(_, node)| node != custody.node_id()) || !healthy
+        {
             custody.cache().wipe();
         }
         let changed = tokio::select! {
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn bounded_in_number_and_age() {
-        let cache = Cache::new(2, Duration::from_secs(60));
+        let cache = Cache::new(2, Duration::from_mins(1));
         for id in 1..=3 {
             cache.put(KeyId([id; 16]), Version::FIRST, key(id));
         }

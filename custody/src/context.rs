@@ -1,6 +1,6 @@
 //! What came with a request, and what goes back with its answer.
 
-use domain::{Idempotency, Namespace, Operation, Revision};
+use domain::{Idempotency, Lineage, Namespace, Operation, Revision};
 use tokio::time::Instant;
 
 /// What the caller showed. The text of a bearer token does not travel past the edge.
@@ -20,7 +20,7 @@ pub enum Credential {
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
     pub key: String,
-    /// A keyed hash of the request.
+    /// A hash of the request.
     pub fingerprint: [u8; 32],
 }
 
@@ -42,11 +42,12 @@ pub struct Context {
 }
 
 impl Context {
-    pub(crate) fn idempotency(&self) -> Option<Idempotency> {
+    /// The fingerprint is keyed by the lineage: equal requests of two clusters do not show as equal.
+    pub(crate) fn idempotency(&self, lineage: Lineage) -> Option<Idempotency> {
         self.idempotency.as_ref().map(|IdempotencyKey { key, fingerprint }| Idempotency {
             namespace: self.namespace.clone(),
             key: key.clone(),
-            fingerprint: *fingerprint,
+            fingerprint: crypto::digest::sha256_parts(&[&lineage.0, fingerprint]),
         })
     }
 }

@@ -10,6 +10,7 @@ use peers::Peers;
 use raft_store::{Replica, View};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::authorize::{Caller, Grant, Verb, grant};
 use crate::cache::Cache;
@@ -19,7 +20,10 @@ use crate::{Context, Error, Seen};
 
 /// Keys held unwrapped at most, and for how long.
 const CACHED: usize = 10_000;
-const CACHED_FOR: Duration = Duration::from_secs(300);
+const CACHED_FOR: Duration = Duration::from_mins(5);
+
+/// How long a leader may look for its quorum.
+const BARRIER: Duration = Duration::from_secs(1);
 
 /// What this node is called and where it is.
 #[derive(Clone, Debug)]
@@ -199,7 +203,9 @@ impl Custody {
         look: impl FnOnce(&View<'_>, &Caller) -> Result<T, Error>,
     ) -> Result<(Grant<V>, Seen<T>), Error> {
         if !context.stale {
-            self.0.replica.barrier(context.deadline).await?;
+            // A leader without a quorum says so in time for the edge to ask another.
+            let deadline = context.deadline.min(Instant::now() + BARRIER);
+            self.0.replica.barrier(deadline).await?;
         }
         self.0.replica.read(|view| {
             let grant = grant::<V>(view, context, now())?;

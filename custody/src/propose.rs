@@ -21,7 +21,7 @@ impl Custody {
             at: now(),
             operation: context.operation,
             by: caller.principal.clone(),
-            idempotency: context.idempotency(),
+            idempotency: context.idempotency(self.lineage()),
             change,
         };
         let mut synchronised = false;
@@ -29,8 +29,7 @@ impl Custody {
             if context.dry_run {
                 return self.dry_run(&command);
             }
-            let committed =
-                self.replica().propose(command.clone(), context.deadline).await?;
+            let committed = self.replica().propose(command.clone(), context.deadline).await?;
             match committed.outcome {
                 Ok(Answer { receipt, replayed }) => {
                     let revision = revision(&receipt);

@@ -73,11 +73,7 @@ impl Custody {
         .await
     }
 
-    pub async fn revoke_token(
-        &self,
-        context: &Context,
-        id: TokenId,
-    ) -> Result<Changed<()>, Error> {
+    pub async fn revoke_token(&self, context: &Context, id: TokenId) -> Result<Changed<()>, Error> {
         let grant = self.admit::<ChangeTokens>(context).await?;
         let done = self.commit(context, &grant.caller, Change::RevokeToken { id }).await?;
         Ok(done.map(|_| ()))

@@ -126,9 +126,5 @@ impl Custody {
 }
 
 fn target(context: &Context, name: &str) -> Target {
-    Target {
-        namespace: context.namespace.clone(),
-        name: name.into(),
-        revision: context.if_match,
-    }
+    Target { namespace: context.namespace.clone(), name: name.into(), revision: context.if_match }
 }

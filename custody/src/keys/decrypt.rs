@@ -59,13 +59,12 @@ impl Custody {
                 }
             };
             let id = (usable.key.id, usable.version);
-            let key = match opened.get(&id) {
-                Some(key) => key.clone(),
-                None => {
-                    let key = self.unwrapped(&usable).await;
-                    opened.insert(id, key.clone());
-                    key
-                }
+            let key = if let Some(key) = opened.get(&id) {
+                key.clone()
+            } else {
+                let key = self.unwrapped(&usable).await;
+                opened.insert(id, key.clone());
+                key
             };
             results.push(key.and_then(|key| decrypt_with(&usable, &key, item)));
         }

@@ -60,8 +60,7 @@ pub(super) fn encrypt_under(
 ) -> Result<Encrypted, Error> {
     check_length("plaintext", plaintext.len(), MAX_PLAINTEXT)?;
     check_length("aad", aad.len(), MAX_AAD)?;
-    let header =
-        Header { suite: usable.suite, key: usable.key.id.0, version: usable.version.0 };
+    let header = Header { suite: usable.suite, key: usable.key.id.0, version: usable.version.0 };
     let ciphertext = crypto::encrypt(header, key, aad, plaintext)?;
     Ok(Encrypted { ciphertext, key: usable.key.name.clone(), version: usable.version })
 }

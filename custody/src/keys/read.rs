@@ -19,15 +19,11 @@ pub struct KeyFilter {
 
 impl KeyFilter {
     fn fits(&self, key: &Key) -> bool {
-        let same = |state: KeyState| {
-            std::mem::discriminant(&state) == std::mem::discriminant(&key.state)
-        };
+        let same =
+            |state: KeyState| std::mem::discriminant(&state) == std::mem::discriminant(&key.state);
         self.state.is_none_or(same)
             && self.algorithm.is_none_or(|algorithm| algorithm == key.algorithm)
-            && self
-                .label
-                .as_ref()
-                .is_none_or(|(name, value)| key.labels.get(name) == Some(value))
+            && self.label.as_ref().is_none_or(|(name, value)| key.labels.get(name) == Some(value))
     }
 }
 
@@ -46,8 +42,7 @@ impl Custody {
         self.look::<ReadKeys, _>(context, |view, _| {
             let (mut found, mut after) = (Vec::new(), page.after);
             for _ in 0..LOOKED_AT.div_ceil(page.size) {
-                let chunk =
-                    view::keys(view, &context.namespace, after.as_deref(), page.size + 1)?;
+                let chunk = view::keys(view, &context.namespace, after.as_deref(), page.size + 1)?;
                 let more = chunk.len() > page.size;
                 for key in chunk.into_iter().take(page.size) {
                     if found.len() == page.size {

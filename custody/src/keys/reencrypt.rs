@@ -31,8 +31,7 @@ impl Custody {
                 Ok(items
                     .iter()
                     .map(|ReencryptItem { ciphertext, aad, to_key, .. }| {
-                        let item =
-                            DecryptItem { ciphertext: ciphertext.clone(), aad: aad.clone() };
+                        let item = DecryptItem { ciphertext: ciphertext.clone(), aad: aad.clone() };
                         let from = version_of(view, context, Some(&key), &item)?;
                         let to = match to_key {
                             Some(to) => named(view, context, to)?,

@@ -45,9 +45,9 @@ impl Custody {
 
     /// Rotates a key whose time has come. A race with a caller's rotation is lost in peace.
     pub(crate) async fn rotate_due(&self, id: KeyId, until: Instant) -> Result<(), Error> {
-        let found = self.replica().read(|view| {
-            Ok::<_, Error>((view::key_by_id(view, id)?, active_epoch(view)?))
-        })?;
+        let found = self
+            .replica()
+            .read(|view| Ok::<_, Error>((view::key_by_id(view, id)?, active_epoch(view)?)))?;
         let (Some(key), epoch) = found else { return Ok(()) };
         let wrapped = self.fresh(&key, &epoch).await?;
         let change = Change::RotateKey {

@@ -19,11 +19,7 @@ pub(super) struct Usable {
 }
 
 /// Reads a version of a key if both allow uses.
-pub(super) fn usable(
-    records: &impl Records,
-    key: Key,
-    version: Version,
-) -> Result<Usable, Error> {
+pub(super) fn usable(records: &impl Records, key: Key, version: Version) -> Result<Usable, Error> {
     if key.state != KeyState::Enabled {
         return Err(Error::WrongState(state_in_words(key.state).into()));
     }
