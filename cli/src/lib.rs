@@ -42,7 +42,7 @@ pub enum Command {
     /// Members, joins, leadership, the KEK and settings
     #[command(subcommand)]
     Cluster(Box<cluster::Command>),
-    /// Draw random bytes from the cluster's HSM
+    /// Draw random bytes
     Random(random::Random),
     /// Measure throughput and latency
     Bench(bench::Bench),

@@ -1,4 +1,4 @@
-//! `random`: bytes from the cluster's HSM.
+//! `random`: random bytes of the leader.
 
 use std::io::Write;
 

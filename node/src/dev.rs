@@ -24,7 +24,7 @@ use plan::{Plan, PlannedNode, Ports};
 pub(crate) use plan::secret_file;
 
 /// How long a node may take to make its keys in its slot and answer.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);
 const STOP: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args, Debug)]
@@ -82,7 +82,7 @@ async fn cluster(dev: Dev) -> Result<(), String> {
     let ports = Ports { base: base_port, peers_advertised: peer_advertise_base_port };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    let plan = Plan::new(nodes, data_dir, ports, hsm, zones)?;
+    let plan = Plan::new(nodes, &data_dir, ports, hsm, zones)?;
     let resumed = plan.prepare()?;
 
     let mut servers = Servers(Vec::new());
@@ -241,6 +241,6 @@ fn greet(plan: &Plan, resumed: bool) {
     println!("  source {dir}/env");
     println!("  strongroom key create demo");
     println!("  echo 'attack at dawn' | strongroom encrypt --key demo > message.sealed");
-    println!("  strongroom decrypt demo < message.sealed");
+    println!("  strongroom decrypt message.sealed");
     println!("  strongroom status");
 }

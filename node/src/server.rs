@@ -27,7 +27,7 @@ use crate::{metrics_listener, waiting};
 use member::{Begin, Starting};
 
 /// How long a joiner goes on asking.
-const JOIN: Duration = Duration::from_secs(24 * 3600);
+const JOIN: Duration = Duration::from_hours(24);
 const FOUND: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(10);
 

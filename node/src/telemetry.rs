@@ -9,7 +9,10 @@ use crate::config::{Log, LogFormat};
 
 /// Starts logging. Called once; the filter was checked when the configuration was read.
 pub(crate) fn log(log: &Log) {
-    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // openraft tells of every missed heartbeat; whoever wants that names it in the level.
+    let quiet = if log.level.contains("openraft") { "" } else { ",openraft=error" };
+    let level = format!("{}{quiet}", log.level);
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -105,7 +105,8 @@ impl<'a> Reader<'a> {
         default: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> T {
-        let default = parse(default).ok().expect("the default is allowed");
+        let default =
+            parse(default).unwrap_or_else(|why| unreachable!("the default is allowed, but {why}"));
         self.optional(section, key, parse).unwrap_or(default)
     }
 
@@ -205,7 +206,6 @@ impl<'a> Reader<'a> {
     }
 
     fn line_of(&self, offset: usize) -> usize {
-        self.text.as_bytes()[..offset.min(self.text.len())].iter().filter(|b| **b == b'\n').count()
-            + 1
+        self.text[..offset.min(self.text.len())].matches('\n').count() + 1
     }
 }

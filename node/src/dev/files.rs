@@ -6,14 +6,14 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::plan::{Plan, secret_file};
+use super::plan::{Plan, PlannedNode, secret_file};
 use super::{SlotKind, softhsm};
 use crate::admin::Founding;
 
 pub(super) fn write_founding(plan: &Plan, founded: &Founding) -> io::Result<()> {
     fs::write(plan.ca(), &founded.ca)?;
     secret_file(&plan.token(), founded.token.as_bytes())?;
-    let addresses: Vec<String> = plan.nodes.iter().map(|node| node.address()).collect();
+    let addresses: Vec<String> = plan.nodes.iter().map(PlannedNode::address).collect();
     let env = format!(
         "export STRONGROOM_ADDR={}\nexport STRONGROOM_TOKEN={}\nexport STRONGROOM_CACERT={:?}\n",
         addresses.join(","),

@@ -16,6 +16,7 @@ pub(super) struct Plan {
     pub(super) nodes: Vec<PlannedNode>,
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Ports {
     pub(super) base: u16,
     /// The base that the peers' wire is advertised under, where a proxy stands before it.
@@ -67,7 +68,7 @@ impl PlannedNode {
 impl Plan {
     pub(super) fn new(
         count: u16,
-        dir: PathBuf,
+        dir: &Path,
         ports: Ports,
         hsm: SlotKind,
         zones: Vec<String>,
@@ -82,7 +83,7 @@ impl Plan {
                 return Err(format!("the base port {base} leaves no room for {count} nodes"));
             }
         }
-        fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let dir = dir.canonicalize().map_err(|error| format!("{}: {error}", dir.display()))?;
         let mut zones = zones.into_iter();
         let nodes = (0..count)
