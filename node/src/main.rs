@@ -27,7 +27,7 @@ use crate::config::Config;
 
 /// A key management service that runs as a Raft cluster; every node has its own HSM slot.
 #[derive(Debug, Parser)]
-#[command(name = "strongroom", version, propagate_version = true)]
+#[command(name = "strongroom", version)]
 struct Arguments {
     #[command(flatten)]
     global: cli::Global,
@@ -107,5 +107,16 @@ fn block_on(future: impl Future<Output = ExitCode>) -> ExitCode {
             eprintln!("strongroom: the runtime does not start: {error}");
             ExitCode::from(1)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What clap finds wrong with the arguments, it finds when a command is run: run them all.
+    #[test]
+    fn the_arguments_of_every_command_fit_together() {
+        Arguments::command().debug_assert();
     }
 }
