@@ -40,6 +40,8 @@ pub enum Hsm {
 pub enum Wire {
     Direct,
     Proxied,
+    /// Proxied, and every byte is kept.
+    Taped,
 }
 
 impl Hsm {
@@ -76,16 +78,16 @@ struct Description {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct NodeDescription {
-    id: NodeId,
-    name: String,
-    address: String,
-    peer_address: String,
-    admin_address: String,
-    pid: u32,
-    config: PathBuf,
-    data_dir: PathBuf,
-    hsm: Option<SoftHsm>,
+pub(crate) struct NodeDescription {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) peer_address: String,
+    pub(crate) admin_address: String,
+    pub(crate) pid: u32,
+    pub(crate) config: PathBuf,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) hsm: Option<SoftHsm>,
 }
 
 /// Where a node's software HSM is, to look at it from outside.
@@ -138,6 +140,7 @@ impl DevCluster {
         let wire = match plan.wire {
             Wire::Direct => None,
             Wire::Proxied => Some(PeerWire::start(&ports.routes()).await.expect("free ports")),
+            Wire::Taped => Some(PeerWire::start_taped(&ports.routes()).await.expect("free ports")),
         };
         let data = folder.path().join("data");
         let mut command = Command::new(&binary);
@@ -249,6 +252,19 @@ impl DevCluster {
             let name = &self.nodes[node].name;
             assert!(Instant::now() < give_up, "{name} does not serve, but says {seen:?}");
             sleep(POLL).await;
+        }
+    }
+
+    /// Hands the leadership to this node and waits until it leads.
+    pub async fn lead(&self, node: usize) {
+        let give_up = Instant::now() + SERVE_MAX;
+        while self.leader().await != node {
+            let to = Some(self.nodes[node].id);
+            if let Err(error) = self.client().transfer_leader(to).await {
+                let name = &self.nodes[node].name;
+                assert!(Instant::now() < give_up, "{name} does not lead: {error}");
+                sleep(POLL).await;
+            }
         }
     }
 
@@ -380,6 +396,11 @@ impl Node {
         }
     }
 
+    /// One that `dev` did not start.
+    pub(crate) fn run_by_story(described: NodeDescription, child: Child) -> Self {
+        Self { child: Some(child), ..Self::new(described) }
+    }
+
     fn signal(&self, what: Signal) {
         assert!(self.alive, "{} has ended already", self.name);
         signal(self.process_id, what);
@@ -412,7 +433,7 @@ fn signal(process_id: u32, signal: Signal) {
     let _ = kill_process(process_id.expect("a process id is positive"), signal);
 }
 
-fn spawn(command: &mut Command, log: &Path) -> Child {
+pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
     let output = File::options().create(true).append(true).open(log).expect("a log file");
     let errors = output.try_clone().expect("a file can be opened twice");
     command.stdin(Stdio::null()).stdout(output).stderr(errors);
@@ -455,7 +476,7 @@ impl Ports {
             let base = u16::try_from(random.within(11_000..31_000)).expect("a port");
             let ports = Self {
                 base,
-                advertised_base: (wire == Wire::Proxied).then_some(base + 10 * nodes),
+                advertised_base: (wire != Wire::Direct).then_some(base + 10 * nodes),
                 nodes,
             };
             if (0..20 * nodes).all(|port| TcpListener::bind(local(base + port)).is_ok()) {

@@ -1,13 +1,15 @@
 //! Real processes, real faults, and the checkers that judge what the callers saw.
 //!
 //! A story (`tests/cluster.rs`) starts a cluster ([`dev_cluster`]), lets callers work on it
-//! ([`workload`]), does something terrible to it ([`dev_cluster`], [`proxy`]) and hands what the
-//! callers saw ([`history`]) to the judges ([`checker`], [`revocation`]). Nothing in here knows how
-//! the service works inside: it sees processes, sockets and answers, as a caller does.
+//! ([`workload`]), lets nodes in ([`newcomer`]), does something terrible to it ([`dev_cluster`],
+//! [`proxy`]) and hands what the callers saw ([`history`]) to the judges ([`checker`],
+//! [`revocation`]). Nothing in here knows how the service works inside: it sees processes, sockets
+//! and answers, as a caller does.
 
 pub mod checker;
 pub mod dev_cluster;
 pub mod history;
+pub mod newcomer;
 pub mod proxy;
 pub mod random;
 pub mod revocation;

@@ -2,15 +2,16 @@
 //! which forwards to where the node really listens.
 //!
 //! A fault belongs to a link from one node to another. All connections come from loopback, so the
-//! caller is found by asking the kernel which process holds the other end. Bytes are held, never
-//! removed from a stream that goes on: TCP would have sent them again, and TLS would not forgive.
+//! caller is found by asking the kernel which process holds the other end, as late as it is needed:
+//! nodes connect before the harness knows their process ids. Bytes are held, never removed from a
+//! stream that goes on: TCP would have sent them again, and TLS would not forgive.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -72,12 +73,25 @@ pub struct PeerWire {
 struct Shared {
     process_ids: Mutex<HashMap<u32, usize>>,
     strangers: AtomicUsize,
+    /// Everything that passed, each connection's two directions apart; `None` when not asked for.
+    tapes: Option<Mutex<Vec<Tape>>>,
 }
+
+type Tape = Arc<Mutex<Vec<u8>>>;
 
 impl PeerWire {
     pub async fn start(routes: &[Route]) -> io::Result<Self> {
+        Self::begin(routes, Shared::default()).await
+    }
+
+    /// One that keeps every byte that passes.
+    pub async fn start_taped(routes: &[Route]) -> io::Result<Self> {
+        Self::begin(routes, Shared { tapes: Some(Mutex::default()), ..Shared::default() }).await
+    }
+
+    async fn begin(routes: &[Route], shared: Shared) -> io::Result<Self> {
         let (links, watching) = watch::channel(Links::new());
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let mut listeners = Vec::new();
         for (to, route) in routes.iter().enumerate() {
             let listener = TcpListener::bind(route.advertised).await?;
@@ -90,8 +104,7 @@ impl PeerWire {
 
     /// Says which process a node is; again after each restart.
     pub fn set_process(&self, node: usize, process_id: u32) {
-        let mut process_ids =
-            self.shared.process_ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut process_ids = lock(&self.shared.process_ids);
         process_ids.retain(|_, known| *known != node);
         process_ids.insert(process_id, node);
     }
@@ -120,8 +133,14 @@ impl PeerWire {
         self.links.send_modify(Links::clear);
     }
 
-    /// Connections that belonged to no known node, and so to no link. A story about partitions is
-    /// worth nothing unless this is 0.
+    /// What passed so far, one entry for each direction of each connection.
+    pub fn tapes(&self) -> Vec<Vec<u8>> {
+        let tapes = self.shared.tapes.as_ref().expect("a taped wire");
+        lock(tapes).iter().map(|tape| lock(tape).clone()).collect()
+    }
+
+    /// Connections that belonged to no known node while there were faults, and so had none. A story
+    /// about partitions is worth nothing unless this is 0.
     pub fn strangers(&self) -> usize {
         self.shared.strangers.load(Ordering::Relaxed)
     }
@@ -150,10 +169,7 @@ async fn serve(
             Some(_) = connections.join_next() => continue,
         };
         let Ok((caller, address)) = accepted else { continue };
-        let from = shared.who(address);
-        if from.is_none() {
-            shared.strangers.fetch_add(1, Ordering::Relaxed);
-        }
+        let from = Arc::new(Caller { address, shared: Arc::clone(&shared), node: OnceLock::new() });
         let link = OneLink { links: links.clone(), from, to };
         connections.spawn(connect(caller, target, link));
     }
@@ -162,9 +178,11 @@ async fn serve(
 impl Shared {
     /// The node whose process holds the socket bound to `address`.
     fn who(&self, address: SocketAddr) -> Option<usize> {
-        let inode = socket_inode(address)?;
-        let wanted = format!("socket:[{inode}]");
-        let process_ids = self.process_ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let process_ids = lock(&self.process_ids).clone();
+        if process_ids.is_empty() {
+            return None;
+        }
+        let wanted = format!("socket:[{}]", socket_inode(address)?);
         process_ids.iter().find_map(|(process_id, node)| {
             let holds =
                 fs::read_dir(format!("/proc/{process_id}/fd")).ok()?.flatten().any(|file| {
@@ -187,16 +205,48 @@ fn socket_inode(address: SocketAddr) -> Option<String> {
     })
 }
 
+impl Shared {
+    fn tape(&self) -> Option<Tape> {
+        let tape = Tape::default();
+        lock(self.tapes.as_ref()?).push(Arc::clone(&tape));
+        Some(tape)
+    }
+}
+
+/// Whoever opened a connection.
+struct Caller {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// Found once; `None` in it for a stranger, of whom there should be none.
+    node: OnceLock<Option<usize>>,
+}
+
+impl Caller {
+    fn node(&self) -> Option<usize> {
+        *self.node.get_or_init(|| {
+            let node = self.shared.who(self.address);
+            if node.is_none() {
+                self.shared.strangers.fetch_add(1, Ordering::Relaxed);
+            }
+            node
+        })
+    }
+}
+
 #[derive(Clone)]
 struct OneLink {
     links: watch::Receiver<Links>,
-    from: Option<usize>,
+    from: Arc<Caller>,
     to: usize,
 }
 
 impl OneLink {
     fn now(&self) -> Link {
-        let link = self.from.and_then(|from| self.links.borrow().get(&(from, self.to)).copied());
+        if self.links.borrow().is_empty() {
+            return Link::default();
+        }
+        let from = self.from.node();
+        let link = from.and_then(|from| self.links.borrow().get(&(from, self.to)).copied());
         link.unwrap_or_default()
     }
 
@@ -237,10 +287,14 @@ async fn pump(
     lane: fn(Link) -> Lane,
 ) {
     let (queue, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    let tape = link.from.shared.tape();
     let reading = link.clone();
     let read = async move {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(len @ 1..) = from.read(&mut buffer).await {
+            if let Some(tape) = &tape {
+                lock(tape).extend_from_slice(&buffer[..len]);
+            }
             let delay = match lane(reading.now()) {
                 Lane::Delay(delay) => delay,
                 Lane::Pass | Lane::Hold => Duration::ZERO,
@@ -263,6 +317,10 @@ async fn pump(
     tokio::join!(read, write);
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::timeout;
@@ -272,7 +330,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(100);
     const LONG: Duration = Duration::from_secs(10);
 
-    /// Node 0 calls node 1, which gives back what it gets.
+    /// Node 0 calls node 1, which gives back what it gets. Nobody knows yet that it is node 0.
     async fn wire() -> (PeerWire, SocketAddr) {
         let echo = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let listening = echo.local_addr().expect("bound");
@@ -287,10 +345,8 @@ mod tests {
         let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
         let advertised = free().expect("a port");
         let unused = Route { advertised: free().expect("a port"), listening };
-        let wire = PeerWire::start(&[unused, Route { advertised, listening }]).await;
-        let wire = wire.expect("the ports are free");
-        wire.set_process(0, std::process::id());
-        (wire, advertised)
+        let wire = PeerWire::start_taped(&[unused, Route { advertised, listening }]).await;
+        (wire.expect("the ports are free"), advertised)
     }
 
     async fn say(stream: &mut TcpStream, limit: Duration) -> Option<Duration> {
@@ -309,10 +365,12 @@ mod tests {
         let (wire, address) = wire().await;
         let mut stream = TcpStream::connect(address).await.expect("connected");
         assert!(say(&mut stream, LONG).await.is_some());
-        assert_eq!(wire.strangers(), 0, "the caller was recognised by its process");
+        assert_eq!(wire.tapes(), [b"ping", b"ping"], "there and back");
 
+        wire.set_process(0, std::process::id());
         wire.set(0, 1, Link::slow(SHORT));
         assert!(say(&mut stream, LONG).await.expect("an answer") >= SHORT);
+        assert_eq!(wire.strangers(), 0, "the caller was recognised by its process");
 
         for silence in [Link::NO_ANSWERS, Link::BLACK_HOLE] {
             wire.set(0, 1, silence);

@@ -7,6 +7,7 @@
 mod stories {
     mod bad_input;
     mod failover;
+    mod join;
     mod partition;
     mod revocation;
     mod secrets;

@@ -1,67 +1,150 @@
 //! A server that can not start says why, at once, and touches nothing.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::Duration;
 
-use chaos_tests::dev_cluster::{DevCluster, Plan};
-use tokio::time::{Instant, sleep};
+use chaos_tests::dev_cluster::{DevCluster, Hsm, Plan, binary};
+use chaos_tests::newcomer::{Home, said};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 use super::support::turn;
 
-/// What is changed in a good configuration, and what the message must name.
+/// Long enough for a slow machine; a server that is good goes on for ever.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// What is changed in a good configuration, and what the message must hold.
 struct Row {
     says: &'static str,
-    change: fn(&mut toml::Table, &Path),
+    hsm: Hsm,
+    change: fn(&mut toml::Table, &Home, &DevCluster),
     names: &'static [&'static str],
 }
 
+const fn row(
+    says: &'static str,
+    change: fn(&mut toml::Table, &Home, &DevCluster),
+    names: &'static [&'static str],
+) -> Row {
+    Row { says, hsm: Hsm::Embedded, change, names }
+}
+
 const ROWS: &[Row] = &[
+    row(
+        "a field that does not exist",
+        |it, _, _| set(it, "node", "colour", "blue"),
+        &["node.colour"],
+    ),
+    row(
+        "much that is wrong",
+        |it, _, _| {
+            set(it, "api", "listen", "here");
+            set(it, "hsm", "kind", "paper");
+            set(it, "hut", "roof", "none");
+            it.remove("peers");
+        },
+        &["bad.toml:", "api.listen", "must be \"embedded\" or \"pkcs11\"", "hut", "[peers]"],
+    ),
+    row(
+        "a data directory that is a file",
+        |it, home, _| {
+            fs::write(&home.data_dir, "x").expect("written");
+            data_dir(it, &home.data_dir);
+        },
+        &["/data"],
+    ),
+    row(
+        "one that can not be made",
+        |it, _, _| data_dir(it, "/proc/strongroom"),
+        &["/proc/strongroom"],
+    ),
+    row(
+        "one that can not be written",
+        |it, _, _| data_dir(it, "/proc/tty/ldisc"),
+        &["/proc/tty/ldisc"],
+    ),
+    row(
+        "one of somebody else",
+        |it, home, _| {
+            fs::create_dir(&home.data_dir).expect("made");
+            fs::write(home.data_dir.join("cat.jpg"), "x").expect("written");
+            data_dir(it, &home.data_dir);
+        },
+        &["/data", "is not a data directory of strongroom"],
+    ),
+    row(
+        "one in use",
+        |it, _, cluster| data_dir(it, &cluster.nodes[0].data_dir),
+        &["is in use by another strongroom server"],
+    ),
+    row(
+        "one of another node",
+        |it, home, cluster| {
+            fs::create_dir(&home.data_dir).expect("made");
+            let file = "node.json";
+            let own = cluster.nodes[0].data_dir.join(file);
+            fs::copy(own, home.data_dir.join(file)).expect("copied");
+            data_dir(it, &home.data_dir);
+        },
+        &["belongs to the node \"n1\"", "\"stranger\""],
+    ),
+    row(
+        "the API's port is taken",
+        |it, _, cluster| set(it, "api", "listen", &cluster.nodes[0].address),
+        &["api.listen", "in use"],
+    ),
+    row(
+        "the peers' port is taken",
+        |it, _, cluster| set(it, "peers", "listen", &cluster.nodes[0].peer_address),
+        &["peers.listen", "in use"],
+    ),
+    row(
+        "the admin port is taken",
+        |it, _, cluster| set(it, "admin", "listen", &cluster.nodes[0].admin_address),
+        &["admin.listen", "in use"],
+    ),
+    row(
+        "no PIN",
+        |it, _, _| set(it, "hsm", "pin_file", "/nonexistent/pin"),
+        &["hsm.pin_file /nonexistent/pin"],
+    ),
+    row("another PIN", |it, home, _| other_pin(it, home), &["the PIN is wrong", "tried once"]),
     Row {
-        says: "a field that does not exist",
-        change: |config, _| set(config, "node", "colour", "blue"),
-        names: &["colour"],
+        hsm: Hsm::SoftHsm,
+        ..row(
+            "a library that is not there",
+            |it, _, _| set(it, "hsm", "module", "/nonexistent/libhsm.so"),
+            &["the PKCS#11 module /nonexistent/libhsm.so can not be loaded"],
+        )
     },
     Row {
-        says: "a folder that is a file",
-        change: |config, folder| {
-            fs::write(folder.join("file"), "x").expect("written");
-            set(config, "node", "data_dir", &folder.join("file").to_string_lossy());
-        },
-        names: &["file"],
+        hsm: Hsm::SoftHsm,
+        ..row(
+            "a library that is none",
+            |it, home, _| set(it, "hsm", "module", &home.config.to_string_lossy()),
+            &["config.toml can not be loaded"],
+        )
     },
     Row {
-        says: "a folder of somebody else",
-        change: |config, folder| {
-            fs::create_dir(folder.join("photos")).expect("made");
-            fs::write(folder.join("photos/cat.jpg"), "x").expect("written");
-            set(config, "node", "data_dir", &folder.join("photos").to_string_lossy());
-        },
-        names: &["photos"],
+        hsm: Hsm::SoftHsm,
+        ..row(
+            "a token that is not there",
+            |it, _, _| set(it, "hsm", "token_label", "lost"),
+            &["no token is labelled \"lost\"", "stranger"],
+        )
     },
     Row {
-        says: "an occupied port",
-        change: |config, folder| {
-            set(config, "node", "data_dir", &folder.join("fresh").to_string_lossy());
-        },
-        names: &["in use"],
-    },
-    Row {
-        says: "a library that is not there",
-        change: |config, folder| {
-            set(config, "node", "data_dir", &folder.join("fresh").to_string_lossy());
-            let hsm: toml::Table = toml::from_str(
-                "kind = 'pkcs11'\nmodule = '/nonexistent/libhsm.so'\ntoken_label = 'x'\n\
-                 pin_file = '/nonexistent/pin'",
-            )
-            .expect("good TOML");
-            config.insert("hsm".into(), hsm.into());
-            for (section, port) in [("api", "0"), ("peers", "0"), ("admin", "0")] {
-                set(config, section, "listen", &format!("127.0.0.1:{port}"));
-            }
-        },
-        names: &["/nonexistent/"],
+        hsm: Hsm::SoftHsm,
+        ..row(
+            "another PIN, with a PKCS#11 module",
+            |it, home, _| {
+                other_pin(it, home);
+                count_logins(it, home);
+            },
+            &["the PIN is wrong", "tried once"],
+        )
     },
 ];
 
@@ -69,58 +152,100 @@ const ROWS: &[Row] = &[
 async fn a_server_that_can_not_start_says_why() {
     let _turn = turn().await;
     let cluster = DevCluster::start(&Plan { nodes: 1, ..Plan::default() }).await;
-    let good = fs::read_to_string(&cluster.nodes[0].config).expect("a configuration");
     let mut wrong = Vec::new();
-    for Row { says, change, names } in ROWS {
+    for Row { says, hsm, change, names } in ROWS {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let home = Home::make(folder.path(), "stranger", *hsm);
+        let good = fs::read_to_string(&home.config).expect("a configuration");
         let mut config: toml::Table = toml::from_str(&good).expect("good TOML");
-        change(&mut config, folder.path());
-        let path = folder.path().join("bad.toml");
-        fs::write(&path, toml::to_string(&config).expect("TOML")).expect("written");
-        match start(&path).await {
+        // A token comes to be at the first start: one that is refused later must be left alone.
+        if says.contains("PIN") && *hsm == Hsm::Embedded {
+            start_once(&home).await;
+        }
+        change(&mut config, &home, &cluster);
+        let bad = folder.path().join("bad.toml");
+        fs::write(&bad, toml::to_string(&config).expect("TOML")).expect("written");
+        let before = (files(&home.data_dir), files(&folder.path().join("token")));
+        match start(&bad).await {
             None => wrong.push(format!("{says}: it starts all the same")),
             Some(output) => {
-                let message = String::from_utf8_lossy(&output.stderr).into_owned();
-                let panicked = message.contains("panicked at");
-                if output.status.success()
-                    || panicked
-                    || !names.iter().all(|name| message.contains(name))
-                {
-                    wrong.push(format!("{says}: {}, {message}, without {names:?}", output.status));
+                let message = said(&output);
+                let told = names.iter().all(|name| message.contains(name));
+                if output.status.code() != Some(1) || message.contains("panicked at") || !told {
+                    wrong.push(format!("{says}: {}, {message}, not {names:?}", output.status));
                 }
             }
         }
-        let cat = folder.path().join("photos/cat.jpg");
-        if cat.parent().is_some_and(Path::exists) {
-            let files = fs::read_dir(folder.path().join("photos")).expect("a folder").count();
-            assert!(cat.exists() && files == 1, "the folder of somebody else was touched");
+        let after = (files(&home.data_dir), files(&folder.path().join("token")));
+        if before != after && !made_by_start(&before.0, &after.0) {
+            wrong.push(format!("{says}: {before:?} became {after:?}"));
+        }
+        if let Ok(logins) = fs::read(folder.path().join("logins")) {
+            assert_eq!(logins.len(), 1, "{says}: a PIN is tried once, because tokens lock");
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     cluster.await_serving(0).await;
 }
 
+/// The control: with the good configuration it does start.
+async fn start_once(home: &Home) {
+    let newcomer = home.clone().serve().await;
+    assert_eq!(newcomer.phase().await, "uninitialised");
+}
+
 /// What a server says that ends by itself.
 async fn start(config: &Path) -> Option<Output> {
-    let mut child = Command::new(chaos_tests::dev_cluster::binary())
-        .arg("server")
-        .arg("--config")
-        .arg(config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary can be started");
-    let give_up = Instant::now() + Duration::from_secs(15);
-    while child.try_wait().expect("a child can be asked").is_none() {
-        if Instant::now() >= give_up {
-            child.kill().expect("ours to end");
-            child.wait().expect("ended");
-            return None;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    Some(child.wait_with_output().expect("its output"))
+    let mut command = Command::new(binary());
+    command.arg("server").arg("--config").arg(config).kill_on_drop(true);
+    let output = timeout(START_MAX, command.output()).await.ok()?;
+    Some(output.expect("the binary can be started"))
+}
+
+/// Every file under a folder, or the one that it is, with its bytes.
+fn files(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found: Vec<_> = match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().flat_map(|entry| files(&entry.path())).collect(),
+        Err(_) => fs::read(path).map(|bytes| (path.to_owned(), bytes)).into_iter().collect(),
+    };
+    found.sort();
+    found
+}
+
+/// A data directory of its own may be made, and its lock: nothing else.
+fn made_by_start(before: &[(PathBuf, Vec<u8>)], after: &[(PathBuf, Vec<u8>)]) -> bool {
+    let mut more = after.iter().filter(|file| !before.contains(file));
+    more.all(|(path, bytes)| path.ends_with("LOCK") && bytes.is_empty())
+        && before.iter().all(|file| after.contains(file))
+}
+
+fn other_pin(config: &mut toml::Table, home: &Home) {
+    let file = home.folder.join("other-pin");
+    fs::write(&file, "0000000000").expect("written");
+    set(config, "hsm", "pin_file", &file.to_string_lossy());
+}
+
+/// Puts a module before the real one that writes a byte for every login.
+fn count_logins(config: &mut toml::Table, home: &Home) {
+    let (source, module) = (home.folder.join("count.c"), home.folder.join("count.so"));
+    fs::write(&source, include_str!("count_logins.c")).expect("written");
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&module, &source])
+        .arg("-ldl")
+        .output()
+        .expect("a C compiler");
+    assert!(built.status.success(), "{}", said(&built));
+    let hsm = config["hsm"].as_table_mut().expect("a section");
+    let real = hsm.insert("module".into(), module.to_string_lossy().into_owned().into());
+    let environment = hsm["environment"].as_table_mut().expect("a section");
+    environment.insert("COUNTED_MODULE".into(), real.expect("it names one"));
+    let logins = home.folder.join("logins").to_string_lossy().into_owned();
+    environment.insert("COUNTED_LOGINS".into(), logins.into());
+}
+
+fn data_dir(config: &mut toml::Table, path: impl AsRef<Path>) {
+    set(config, "node", "data_dir", &path.as_ref().to_string_lossy());
 }
 
 fn set(config: &mut toml::Table, section: &str, field: &str, value: &str) {

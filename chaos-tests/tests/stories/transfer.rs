@@ -55,15 +55,7 @@ async fn every_node_decrypts_as_leader() {
     let (_, value) = caller.encrypt(0, "travels", 100).await;
     let value = value.expect("encrypted");
     for node in 0..cluster.nodes.len() {
-        if cluster.leader().await != node {
-            let to = Some(cluster.nodes[node].id);
-            cluster.client().transfer_leader(to).await.expect("the leader hands over");
-        }
-        let give_up = Instant::now() + Duration::from_secs(10);
-        while cluster.leader().await != node {
-            assert!(Instant::now() < give_up, "node {node} does not lead");
-            sleep(Duration::from_millis(10)).await;
-        }
+        cluster.lead(node).await;
         let outcome = caller.decrypt(node, &value).await;
         assert!(matches!(outcome, Outcome::Ok(_)), "node {node} leads: {outcome:?}");
     }
