@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri};
 use axum::response::Response;
 use bytes::Bytes;
 use custody::{Credential, Custody};
@@ -285,8 +285,8 @@ impl<N: Node> Edge<N> {
         watch: &watch::Receiver<Option<(u64, NodeId)>>,
         kind: Kind,
     ) -> Outcome {
-        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let payload = forward::encode_request(&parts.method, target, call, Instant::now());
+        let payload =
+            forward::encode_request(&parts.method, target(&parts.uri), call, Instant::now());
         let deadline = call.context.deadline;
         let sending = timeout_at(deadline, self.forwarder.forward(to, payload, deadline));
         let outcome = match unless_moved(sending, watch, to, kind).await {
@@ -308,9 +308,14 @@ impl<N: Node> Edge<N> {
     fn redirect(&self, to: NodeId, parts: &Parts) -> Option<Reply> {
         let address = self.node.api_address(to)?;
         let base = if address.contains("://") { address } else { format!("https://{address}") };
-        let location = format!("{}{}", base.trim_end_matches('/'), parts.uri);
+        let location = format!("{}{}", base.trim_end_matches('/'), target(&parts.uri));
         HeaderValue::try_from(location).ok().map(Reply::redirect)
     }
+}
+
+/// Path and query alone: over HTTP/2 a request's URI names the server too.
+fn target(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |target| target.as_str())
 }
 
 /// Looks for a leader on behalf of one request.

@@ -30,6 +30,13 @@ pub(crate) fn call() -> Call {
 }
 
 #[test]
+fn a_target_names_no_server() {
+    for uri in ["/v1/keys?page_size=1", "https://n2:8443/v1/keys?page_size=1"] {
+        assert_eq!(target(&uri.parse().unwrap()), "/v1/keys?page_size=1", "{uri}");
+    }
+}
+
+#[test]
 fn after_a_failed_attempt() {
     use Failed::{NoLeader, NotLeader, NotSent, Unknown};
     const PATIENCE: Duration = Duration::from_secs(1);
