@@ -5,9 +5,10 @@
 //! this test binary, asked for the ignored test below.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use chaos_tests::dev_cluster::{DevCluster, Hsm, Plan};
+use chaos_tests::dev_cluster::{DevCluster, Hsm, Plan, SoftHsm};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
@@ -23,25 +24,32 @@ async fn the_kek_is_locked_into_every_token() {
     let cluster = DevCluster::start(&plan).await;
     for node in &cluster.nodes {
         let hsm = node.hsm.as_ref().expect("a software HSM");
-        let looked = Command::new(std::env::current_exe().expect("a test has a path"))
-            .args(["--exact", "stories::tokens::look_into_a_token", "--ignored", "--nocapture"])
-            .env("SOFTHSM2_CONF", &hsm.softhsm2_conf)
-            .env("TOKEN_MODULE", &hsm.module)
-            .env("TOKEN_LABEL", &hsm.token_label)
-            .env("TOKEN_PIN", fs::read_to_string(&hsm.pin_file).expect("a PIN").trim())
-            .output()
-            .expect("this binary can be started");
-        let said = String::from_utf8_lossy(&looked.stdout);
-        let erred = String::from_utf8_lossy(&looked.stderr);
-        assert!(looked.status.success(), "{}:\n{said}\n{erred}", node.name);
-        assert!(said.contains("1 passed"), "{}: nothing was looked at: {said}", node.name);
+        ask_token(hsm, "stories::tokens::look_into_a_token", &[]);
     }
     figure("tokens looked into", cluster.nodes.len());
 }
 
-#[test]
-#[ignore = "run by the story above, in a process of its own"]
-fn look_into_a_token() {
+/// Runs an ignored test of this binary on a token, and returns what it printed.
+pub(crate) fn ask_token(hsm: &SoftHsm, test: &str, files: &[(&str, &Path)]) -> String {
+    let asked = Command::new(std::env::current_exe().expect("a test has a path"))
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env("SOFTHSM2_CONF", &hsm.softhsm2_conf)
+        .env("TOKEN_MODULE", &hsm.module)
+        .env("TOKEN_LABEL", &hsm.token_label)
+        .env("TOKEN_PIN", fs::read_to_string(&hsm.pin_file).expect("a PIN").trim())
+        .envs(files.iter().copied())
+        .output()
+        .expect("this binary can be started");
+    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
+    let erred = String::from_utf8_lossy(&asked.stderr);
+    let label = &hsm.token_label;
+    assert!(asked.status.success(), "{label}:\n{said}\n{erred}");
+    assert!(said.contains("1 passed"), "{label}: nothing was looked at: {said}");
+    said
+}
+
+/// A session with the token that [`ask_token`] named. The library must outlive it.
+pub(crate) fn log_in() -> (Pkcs11, Session) {
     let variable = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is set"));
     let library = Pkcs11::new(variable("TOKEN_MODULE")).expect("a PKCS#11 library");
     library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).expect("initialised");
@@ -54,7 +62,13 @@ fn look_into_a_token() {
     let session = library.open_rw_session(slot).expect("a session");
     let pin = AuthPin::new(variable("TOKEN_PIN").into_boxed_str());
     session.login(UserType::User, Some(&pin)).expect("the PIN is right");
+    (library, session)
+}
 
+#[test]
+#[ignore = "run by the story above, in a process of its own"]
+fn look_into_a_token() {
+    let (_library, session) = log_in();
     let secret = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::KeyType(KeyType::AES)];
     let keks = session.find_objects(&secret).expect("a search");
     assert!(!keks.is_empty(), "a token without a KEK");
