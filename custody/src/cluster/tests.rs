@@ -1,6 +1,6 @@
 //! Whole clusters in one process: real slots (embedded), real logs, the real wire on loopback.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -555,4 +555,145 @@ async fn a_node_that_was_away_is_met_by_a_leader_it_does_not_know() {
     cluster.nodes.insert(3, back);
     cluster.until("it takes part again", |cluster| cluster.at_rest(4)).await;
     cluster.stop().await;
+}
+
+/// Somebody who can write into the log plants members of their own. The log takes them, as it takes
+/// everything that is well formed; no node believes them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_planted_in_the_state_is_nobody_to_every_node() {
+    let cluster = Cluster::of_three().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut planted = Vec::new();
+    for (name, forgery) in [
+        ("unsigned", Forgery::Unsigned),
+        ("foreign", Forgery::ForeignKey),
+        ("flipped", Forgery::FlippedSignature),
+        ("swapped", Forgery::SwappedEnrolment),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (me, slot) = (newcomer(name, &listener), open_slot(dir.path(), name));
+        let node = cluster.plant(&slot, &me, forgery).await;
+        for one in cluster.nodes.values() {
+            let knows = |custody: &Custody| {
+                custody.replica().read(|view| view::member(view, node).unwrap()).is_some()
+            };
+            let deadline = Instant::now() + PATIENCE;
+            while !knows(&one.custody) {
+                assert!(Instant::now() < deadline, "{name} is not in every state");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        planted.push((name, node, slot, me, listener));
+    }
+    // A KEK made after that is wrapped to whoever is believed.
+    let epoch = cluster.leader().rotate_kek(&cluster.context()).await.unwrap().value.epoch;
+    // It does not become active: the planted count as voters that never acknowledge it. Who writes the
+    // log can stop the service, and learns no key.
+    let three = BTreeSet::from([NodeId(1), NodeId(2), NodeId(3)]);
+    let distributed = |cluster: &Cluster| {
+        cluster.nodes.values().all(|node| {
+            let made = node.custody.replica().read(|view| view::epoch(view, epoch).unwrap());
+            made.is_some_and(|made| {
+                made.acknowledged == three
+                    && made.shares.into_keys().collect::<BTreeSet<_>>() == three
+            })
+        })
+    };
+    cluster.until("the members have the new KEK", distributed).await;
+
+    let trusting = Roster::new(
+        NodeId(99),
+        cluster.leader().pinned().clone(),
+        cluster.leader().replica().read(|view| view::members(view).unwrap()),
+    );
+    let trusting = Arc::new(trusting);
+    for (name, node, slot, me, listener) in planted {
+        let spki = slot.node_keys(&me.name).await.unwrap().identity_spki;
+        let identity = Arc::new(SlotIdentity::new(slot.clone(), spki.clone()));
+        let peers = Peers::new(identity, trusting.clone(), peers::Options::default()).unwrap();
+        for (id, one) in &cluster.nodes {
+            let custody = &one.custody;
+            let roster = custody.cluster_state().roster();
+            assert!(roster.peer(node).is_none(), "{name}: node {id} would call it");
+            assert!(
+                peers::Roster::node(&**roster, &spki).is_none(),
+                "{name}: node {id} takes it in"
+            );
+            let status = custody.replica().status();
+            let voters = status.voters.iter().flatten();
+            assert!(!voters.chain(&status.learners).any(|it| *it == node), "{name}: {status:?}");
+            let epochs = custody.replica().read(|view| view::epochs(view).unwrap());
+            let shared = epochs.iter().any(|epoch| epoch.shares.contains_key(&node));
+            assert!(!shared, "{name}: node {id} knows of a share for it");
+
+            let address = &custody.node().peer_address;
+            for lane in [Lane::Raft, Lane::Forward] {
+                let deadline = Instant::now() + Duration::from_secs(5);
+                let called = peers.call(*id, address, lane, Bytes::from_static(b"x"), deadline);
+                let refused = called.await.unwrap_err();
+                let expected =
+                    peers::CallError::NotSent(peers::NotSent::NotAdmitted(address.clone()));
+                assert_eq!(format!("{refused:?}"), format!("{expected:?}"), "{name}: node {id}");
+            }
+        }
+        let called = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+        assert!(called.is_err(), "{name}: somebody called it");
+        slot.close().await;
+    }
+    cluster.stop().await;
+}
+
+#[derive(Clone, Copy)]
+enum Forgery {
+    Unsigned,
+    ForeignKey,
+    FlippedSignature,
+    /// The operators signed, but for other keys.
+    SwappedEnrolment,
+}
+
+impl Cluster {
+    /// Writes a member past all checks of the service.
+    async fn plant(&self, slot: &Slot, me: &Newcomer, forgery: Forgery) -> NodeId {
+        let until = Instant::now() + PATIENCE;
+        let text = self.join_token().await;
+        let id = text.split('.').nth(1).and_then(domain::TokenId::parse).unwrap();
+        let keys = slot.node_keys(&me.name).await.unwrap();
+        let asks = domain::Change::RequestJoin {
+            token: id,
+            digest: crypto::sha256(text.as_bytes()),
+            name: format!("n-{}", me.name),
+            enrolment: keys.enrolment_spki,
+            identity: keys.identity_spki,
+            api_address: me.api_address.clone(),
+            peer_address: me.peer_address.clone(),
+            zone: None,
+        };
+        let domain::Receipt::Join(join) =
+            self.leader().change_cluster(asks, until).await.unwrap().1
+        else {
+            panic!("it may ask");
+        };
+        let statement = join.statement.to_bytes();
+        let sign = |key: &OperatorKey, bytes: &[u8]| domain::Signature {
+            by: self.operator.public().0,
+            bytes: key.sign(DOMAIN, bytes).to_vec(),
+        };
+        let signatures = match forgery {
+            Forgery::Unsigned => vec![],
+            Forgery::ForeignKey => vec![sign(&OperatorKey::generate().unwrap(), &statement)],
+            Forgery::FlippedSignature => {
+                let mut signature = sign(&self.operator, &statement);
+                signature.bytes[0] ^= 1;
+                vec![signature]
+            }
+            Forgery::SwappedEnrolment => {
+                let signed = domain::Statement { enrolment: vec![9], ..join.statement.clone() };
+                vec![sign(&self.operator, &signed.to_bytes())]
+            }
+        };
+        let approves = domain::Change::ApproveJoin { node: join.node, statement, signatures };
+        self.leader().change_cluster(approves, until).await.unwrap();
+        join.node
+    }
 }
