@@ -1,7 +1,7 @@
 //! The slot of a node: where the KEK lives, and the one place that may use it.
 //!
 //! A slot is a PKCS#11 token (SoftHSM, Kryoptic, a real device) or the embedded token, a file sealed
-//! by a PIN. Both keep the same contract ([`contract`]): a KEK is made inside, travels from slot to
+//! by a PIN. Both keep the same contract (`contract.rs`): a KEK is made inside, travels from slot to
 //! slot under RSA-OAEP only, and is never given out. [`Slot`] is what the rest of the program sees:
 //! an asynchronous facade over worker threads, with a deadline for every call, a health check each
 //! second, and a ladder of recoveries for a device that forgets its sessions, its login or its keys.
