@@ -79,7 +79,7 @@ fn authenticate(
     if token.expires_at.is_some_and(|expires| expires <= now) {
         return Err(Error::Unauthenticated);
     }
-    Ok(Caller { principal: Principal(format!("token:{}", token.id)), roles: token.roles })
+    Ok(Caller { principal: Principal::of_token(token.id), roles: token.roles })
 }
 
 /// Keeps grants from being given to callers with more duties than they were given.

@@ -69,6 +69,7 @@ impl<R: Records> Applying<'_, R> {
             return Ok(answer);
         }
         self.advance(command)?;
+        self.vouch(command)?;
         // Before room is asked for: what is over takes none.
         self.expire(command)?;
         self.make_room(command)?;

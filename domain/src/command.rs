@@ -285,6 +285,9 @@ pub enum Reject {
     TooManyIdempotencyKeys,
     #[error("the join token is unknown, expired, used up or not for this node")]
     JoinRefused,
+    /// The token it was decided on was revoked before it came to be applied.
+    #[error("the credential is no longer valid")]
+    Revoked,
 }
 
 impl Statement {

@@ -140,6 +140,15 @@ impl Principal {
     pub fn cluster() -> Self {
         Self("cluster".into())
     }
+
+    pub fn of_token(id: TokenId) -> Self {
+        Self(format!("token:{id}"))
+    }
+
+    /// The token that the principal showed.
+    pub(crate) fn token(&self) -> Option<TokenId> {
+        self.0.strip_prefix("token:").and_then(TokenId::parse)
+    }
 }
 
 impl fmt::Display for Principal {

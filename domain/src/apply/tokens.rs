@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Applying, Stop};
 use crate::records::{at, read};
-use crate::{Change, JoinToken, Receipt, Records, Reject, Role, Span, Token, TokenId};
+use crate::{Change, Command, JoinToken, Receipt, Records, Reject, Role, Span, Token, TokenId};
 
 impl<R: Records> Applying<'_, R> {
     pub(super) fn create_token(
@@ -31,6 +31,15 @@ impl<R: Records> Applying<'_, R> {
         };
         self.put_token(&token);
         Ok(Receipt::Token(Box::new(token)))
+    }
+
+    /// What was decided before a revocation, and stands after it in the log, does not happen.
+    pub(super) fn vouch(&self, command: &Command) -> Result<(), Stop> {
+        let Some(id) = command.by.token() else { return Ok(()) };
+        match read::<Token>(&self.draft, &at::token(id))? {
+            Some(token) if token.expires_at.is_none_or(|expires| expires > self.now) => Ok(()),
+            Some(_) | None => Err(Reject::Revoked.into()),
+        }
     }
 
     pub(super) fn put_token(&mut self, token: &Token) {

@@ -183,6 +183,7 @@ pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
         ("already-done", Reject::AlreadyDone { id: TokenId(id(20)) }),
         ("too-many-idempotency-keys", Reject::TooManyIdempotencyKeys),
         ("join-refused", Reject::JoinRefused),
+        ("revoked", Reject::Revoked),
     ];
     let receipts = receipts
         .into_iter()

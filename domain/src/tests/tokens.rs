@@ -1,7 +1,7 @@
 //! Stories of bearer tokens and settings.
 
 use super::house::*;
-use crate::{Change, Reject, SettingsPatch, Span, TokenId, view};
+use crate::{Change, Principal, Reject, SettingsPatch, Span, TokenId, view};
 
 #[test]
 fn a_token_is_made_and_revoked() {
@@ -15,6 +15,30 @@ fn a_token_is_made_and_revoked() {
     assert_eq!(view::token_by_digest(&house.records, &[20; 32]).unwrap(), None);
     assert_eq!(view::token(&house.records, TokenId(id(20))).unwrap(), None);
     assert!(matches!(house.no(revoke), Reject::NotFound(_)));
+}
+
+#[test]
+fn what_a_token_asked_for_is_not_done_after_its_revocation() {
+    let mut house = House::of_one();
+    house.ok(token(20));
+    let by_token = |house: &mut House, change| {
+        let mut command = house.command(change);
+        command.by = Principal::of_token(TokenId(id(20)));
+        command
+    };
+    let before = by_token(&mut house, create("a", |_| {}));
+    assert!(house.run(&before).is_ok());
+    let decided = by_token(&mut house, create("b", |_| {}));
+    let itself = by_token(&mut house, Change::RevokeToken { id: TokenId(id(20)) });
+    assert!(house.run(&itself).is_ok());
+    assert_eq!(house.run(&decided), Err(Reject::Revoked));
+    assert!(house.run(&itself).is_ok() && house.run(&before).is_ok(), "told again");
+
+    let mut house = House::of_one();
+    house.ok(token(20));
+    house.pass(DAY);
+    let late = by_token(&mut house, create("c", |_| {}));
+    assert_eq!(house.run(&late), Err(Reject::Revoked), "its time is over");
 }
 
 #[test]
