@@ -41,7 +41,7 @@ impl Home {
     pub fn make(folder: &Path, name: &str, hsm: Hsm) -> Self {
         fs::create_dir_all(folder).expect("a folder can be made");
         let (pin_file, data_dir) = (folder.join("pin"), folder.join("data"));
-        let pin = hex(&getrandom::u64().expect("randomness").to_be_bytes());
+        let pin = format!("{:016x}", getrandom::u64().expect("randomness"));
         fs::write(&pin_file, &pin).expect("written");
         let hsm = match hsm {
             Hsm::Embedded => None,
@@ -194,8 +194,4 @@ fn make_token(folder: &Path, label: &str, pin: &str) -> SoftHsm {
         softhsm2_conf,
         tokens_dir,
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
