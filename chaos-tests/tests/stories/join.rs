@@ -14,6 +14,8 @@ use wire::NodeId;
 
 use super::support::{clients, figure, judge, size, turn, until};
 
+const REFUSED: &str = "the join token is unknown, expired, used up or not for this node";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_join_under_load_and_lead() {
     let _turn = turn().await;
@@ -68,7 +70,6 @@ async fn a_token_that_does_not_fit_lets_nobody_ask() {
         parts.join(".")
     };
     sleep(Duration::from_secs(2)).await;
-    const REFUSED: &str = "the join token is unknown, expired, used up or not for this node";
     for (says, token, why) in [
         ("expired", &*expired, REFUSED),
         ("for another name", &others, REFUSED),
