@@ -30,6 +30,5 @@ mod versions;
 
 pub use edge::Options;
 pub use forward::{ForwardError, Forwarder, serve_forwarded};
-pub use recipient::sealing_info;
 pub use routes::router;
 pub use serve::{ClientCertificate, ServeOptions, serve};

@@ -1,90 +1,11 @@
-//! Plaintexts for one recipient: `recipient` in a request, `{sealed}` in its answer.
-//!
-//! HPKE base mode does not say who sealed, and whoever can change the request can change the
-//! recipient in it: this defeats hops that only look.
+//! Seals a plaintext to the recipient that a request names; the types are [`wire::recipient`]'s.
 
 use crypto::SecretBytes;
 use crypto::seal::seal;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use wire::recipient::sealing_info;
 use wire::{Bytes64, SecretBase64};
 
 use crate::problem::Refusal;
-
-/// `POST /v1/keys/{name}/decrypt` and `POST /v1/decrypt`
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Decrypt {
-    pub(crate) ciphertext: Bytes64,
-    #[serde(default)]
-    pub(crate) aad: Bytes64,
-    /// A raw X25519 public key: the answer is `sealed` to it.
-    #[serde(default)]
-    pub(crate) recipient: Option<Bytes64>,
-}
-
-/// `POST /v1/keys/{name}/data-key`
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DataKeyRequest {
-    /// 128, 192, 256 or 512.
-    pub(crate) bits: u32,
-    #[serde(default)]
-    pub(crate) aad: Bytes64,
-    /// Leave the plaintext out of the answer.
-    #[serde(default)]
-    pub(crate) wrapped_only: bool,
-    /// A raw X25519 public key: the plaintext is `sealed` to it.
-    #[serde(default)]
-    pub(crate) recipient: Option<Bytes64>,
-}
-
-/// `POST /v1/random`
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RandomRequest {
-    /// 1 to 65,536.
-    pub(crate) bytes: u32,
-    /// A raw X25519 public key: the answer is `sealed` to it.
-    #[serde(default)]
-    pub(crate) recipient: Option<Bytes64>,
-}
-
-/// The answer to decrypt: one of `plaintext` and `sealed`.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Plaintext {
-    #[serde(flatten)]
-    pub(crate) secret: PlaintextOrSealed,
-    /// The key's name.
-    pub(crate) key: String,
-    pub(crate) version: u32,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum PlaintextOrSealed {
-    Plaintext(SecretBase64),
-    Sealed(Bytes64),
-}
-
-/// The answer to data-key; neither `plaintext` nor `sealed` with `wrapped_only`.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct DataKey {
-    #[serde(flatten)]
-    pub(crate) secret: Option<PlaintextOrSealed>,
-    pub(crate) ciphertext: Bytes64,
-    /// The key's name.
-    pub(crate) key: String,
-    pub(crate) version: u32,
-}
-
-/// The answer to random: one of `random` and `sealed`.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Random {
-    Random(SecretBase64),
-    Sealed(Bytes64),
-}
 
 /// Whom a plaintext is for, and the aad it came with.
 pub(crate) struct Recipient {
@@ -117,28 +38,6 @@ impl Recipient {
     }
 }
 
-/// What a sealed plaintext is bound to: the recipient opens it with the same bytes as HPKE's `info`.
-///
-/// It is `strongroom sealed v1`, the request id, the key's name, the version in decimal and the
-/// SHA-256 of the aad, each behind its length as eight bytes, big-endian. Randomness has no key: an
-/// empty name, version 0 and an empty aad.
-pub fn sealing_info(request_id: &str, key: &str, version: u32, aad_digest: &[u8; 32]) -> Vec<u8> {
-    let version = version.to_string();
-    let parts: [&[u8]; 5] = [
-        b"strongroom sealed v1",
-        request_id.as_bytes(),
-        key.as_bytes(),
-        version.as_bytes(),
-        aad_digest,
-    ];
-    let mut info = Vec::new();
-    for part in parts {
-        info.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        info.extend_from_slice(part);
-    }
-    info
-}
-
 /// Into the form that is written into an answer, wiped as well.
 pub(crate) fn base64(secret: &SecretBytes) -> SecretBase64 {
     secret.expose(|bytes| SecretBase64::from(bytes.to_vec()))
@@ -169,23 +68,5 @@ mod tests {
         assert!(Recipient::parse(&Bytes64(vec![1; 31]), b"", "").is_err());
         let zero = Recipient::parse(&Bytes64(vec![0; 32]), b"", "").unwrap();
         assert!(zero.seal(&SecretBytes::random(4).unwrap(), "r", "a", 1).is_err());
-    }
-
-    #[test]
-    fn answers_read_as_the_contract_says() {
-        let secret = PlaintextOrSealed::Plaintext(SecretBase64::from(b"hi".to_vec()));
-        let answer = Plaintext { secret, key: "a".into(), version: 1 };
-        let json = serde_json::to_string(&answer).unwrap();
-        let read: wire::Plaintext = serde_json::from_str(&json).unwrap();
-        read.plaintext.expose(|bytes| assert_eq!(bytes, b"hi"));
-        let secret = PlaintextOrSealed::Sealed(Bytes64(b"hi".to_vec()));
-        let json = serde_json::to_string(&Plaintext { secret, key: "a".into(), version: 1 });
-        assert_eq!(json.unwrap(), r#"{"sealed":"aGk=","key":"a","version":1}"#);
-        let none =
-            DataKey { secret: None, ciphertext: Bytes64(vec![1]), key: "a".into(), version: 1 };
-        let json = serde_json::to_string(&none).unwrap();
-        assert_eq!(json, r#"{"ciphertext":"AQ==","key":"a","version":1}"#);
-        let random = Random::Random(SecretBase64::from(b"hi".to_vec()));
-        assert_eq!(serde_json::to_string(&random).unwrap(), r#"{"random":"aGk="}"#);
     }
 }

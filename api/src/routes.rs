@@ -10,12 +10,12 @@ use axum::routing::{MethodFilter, on};
 use bytes::Bytes;
 use custody::Custody;
 use wire::Code;
+use wire::recipient::{DataKey, DataKeyRequest, Decrypt, Plaintext, Random, RandomRequest};
 
 use crate::edge::{Edge, Handler, Line, Node, Options, identify};
 use crate::forward::Forwarder;
 use crate::metrics::count_unmatched;
 use crate::problem::Problem;
-use crate::recipient::{DataKey, DataKeyRequest, Decrypt, Plaintext, Random, RandomRequest};
 use crate::reply::Reply;
 use crate::route::{Kind, Route, delete, get, patch, post};
 use crate::{cluster, keys, openapi, page, settings, sys, tokens, uses, versions};

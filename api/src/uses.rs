@@ -5,14 +5,14 @@ use std::sync::Arc;
 use crypto::SecretBytes;
 use custody::{Custody, DecryptItem, Decrypted, EncryptItem, Encrypted, Error, ReencryptItem};
 use serde::Serialize;
+use wire::recipient::{
+    DataKey, DataKeyRequest, Decrypt, Plaintext, PlaintextOrSealed, Random, RandomRequest,
+};
 use wire::{AAD_MAX, BATCH_MAX, Ciphertext, Input, Outcome, PLAINTEXT_MAX, RANDOM_MAX};
 
 use crate::call::Call;
 use crate::problem::Refusal;
-use crate::recipient::{
-    DataKey, DataKeyRequest, Decrypt, Plaintext, PlaintextOrSealed, Random, RandomRequest,
-    Recipient, base64,
-};
+use crate::recipient::{Recipient, base64};
 use crate::reply::{Answer, Reply};
 
 pub(crate) async fn encrypt(custody: Custody, call: Arc<Call>) -> Answer {

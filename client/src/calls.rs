@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use http::Method;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use wire::recipient::{self, Sealed};
 use wire::{
     Answer, Approve, Ciphertext, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
     CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, Health, Input, Join, JoinToken, Joins,
@@ -12,7 +13,7 @@ use wire::{
     TransferLeader, UpdateKey, Version, Versions,
 };
 
-use crate::request::encode;
+use crate::request::{Answered, encode};
 use crate::{Client, Error, Request};
 
 /// What became of each item of a batch, in its order.
@@ -276,6 +277,33 @@ impl Client {
 
     pub async fn data_key(&self, key: &str, body: &DataKeyRequest) -> Result<DataKey, Error> {
         self.usage(&key_path(key, "/data-key"), body).await
+    }
+
+    /// Decrypts for the recipient that the item names: only it can open the answer, with the
+    /// request's id from the head in [`Sealed::info`].
+    pub async fn decrypt_sealed(
+        &self,
+        key: &str,
+        item: &recipient::Decrypt,
+    ) -> Result<Answered<Sealed>, Error> {
+        self.call(Request::usage(key_path(key, "/decrypt")).json(item)?).await
+    }
+
+    /// A data key for the recipient that the body names.
+    pub async fn data_key_sealed(
+        &self,
+        key: &str,
+        body: &recipient::DataKeyRequest,
+    ) -> Result<Answered<Sealed>, Error> {
+        self.call(Request::usage(key_path(key, "/data-key")).json(body)?).await
+    }
+
+    /// Randomness for the recipient that the body names.
+    pub async fn random_sealed(
+        &self,
+        body: &recipient::RandomRequest,
+    ) -> Result<Answered<Sealed>, Error> {
+        self.call(Request::usage("/v1/random").json(body)?).await
     }
 
     pub async fn random(&self, bytes: u32) -> Result<Random, Error> {

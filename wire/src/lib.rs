@@ -13,6 +13,7 @@ mod operation;
 mod page;
 mod patch;
 mod problem;
+pub mod recipient;
 mod system;
 mod time;
 mod token;
