@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use domain::{
-    Change, ClusterId, JoinStatus, Lineage, Member, NodeId, Operators, Receipt, Reject, Standing,
-    Statement, TokenId, view,
+    Change, ClusterId, JoinStatus, KekEpoch, Lineage, Member, NodeId, Operators, Receipt, Reject,
+    Standing, Statement, TokenId, view,
 };
 use hsm::{HsmError, NodeKeys, Slot};
 use peers::{Bytes, CallError, Caller, Peers, Refusal};
@@ -28,7 +28,7 @@ use crate::{Custody, Error};
 const POLL: Duration = Duration::from_millis(500);
 const CALL: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 pub(super) enum Request {
     /// Who are you? Asked before anything is shown.
     Who,
@@ -55,7 +55,7 @@ pub(super) enum Answer {
     Unavailable(String),
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 pub(super) struct Ask {
     token: String,
     name: String,
@@ -185,11 +185,13 @@ impl Custody {
 
     /// Who is signed for is a member, unless this node's own state says that it was removed.
     fn meet(&self, spki: &[u8], members: Vec<Member>) -> Answer {
-        let named = members.iter().any(|member| {
-            operators::verify(self.pinned(), member)
+        let names = |member: &&Member| {
+            domain::decode::<Statement>(&member.statement)
                 .is_ok_and(|statement| statement.identity == spki)
-        });
-        if !named {
+        };
+        // One statement is verified for a stranger, however many it brings.
+        let named = members.iter().find(names);
+        if !named.is_some_and(|member| operators::verify(self.pinned(), member).is_ok()) {
             return Answer::Refused("no operator signed for this key".into());
         }
         self.cluster_state().roster().introduce(members);
@@ -279,12 +281,22 @@ impl Custody {
     }
 
     fn admission(&self, node: NodeId) -> Result<Answer, Error> {
+        let votes = self.replica().status().voters.iter().any(|half| half.contains(&node));
         self.replica().read(|view| {
             let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
             let mut members = view::members(view)?;
             members.retain(|member| member.standing != Standing::Removed);
             if !members.iter().any(|member| member.node == node) {
                 return Ok(Answer::Refused(format!("node {node} was removed")));
+            }
+            // Whoever took a KEK has run: it may have voted and acknowledged entries, and would now
+            // come back under its id with an empty log.
+            let took = |epoch: &KekEpoch| epoch.acknowledged.contains(&node);
+            if votes || view::epochs(view)?.iter().any(took) {
+                return Ok(Answer::Refused(format!(
+                    "node {node} ran before and lost its data directory: remove it, and join anew \
+                     with another join token"
+                )));
             }
             let authority = view::authority(view)?;
             Ok(Answer::Admitted(Box::new(Admission {
