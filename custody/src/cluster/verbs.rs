@@ -97,13 +97,18 @@ impl Custody {
         node: NodeId,
         force: bool,
     ) -> Result<Changed<Member>, Error> {
-        let (grant, _) = self
+        let gone = || Error::NotFound(format!("node {node}"));
+        let (grant, seen) = self
             .facts::<ChangeCluster, _>(context, |view, _| {
-                view::member(view, node)?
-                    .filter(|member| member.standing != Standing::Removed)
-                    .ok_or_else(|| Error::NotFound(format!("node {node}")))
+                view::member(view, node)?.ok_or_else(gone)
             })
             .await?;
+        let change = Change::SetStanding { node, standing: Standing::Removed };
+        if seen.value.standing == Standing::Removed {
+            // The log knows whether it was this very request that did it.
+            let done = self.propose(context, &grant.caller, change).await?;
+            return member_of(done.map_err(|_| gone())?);
+        }
         let survey = self.survey().await?;
         if let Some(why) = loses(&survey.halves, node)
             && (!force || why == Loss::LastVoter)
@@ -124,7 +129,6 @@ impl Custody {
                 return Err(Error::WrongState("no other node is fit to lead".into()));
             }
         }
-        let change = Change::SetStanding { node, standing: Standing::Removed };
         let done = self.commit(context, &grant.caller, change).await?;
         self.cluster_state().wake.notify_one();
         self.peers().forget(node.0);
