@@ -87,7 +87,7 @@ pub(super) fn names(name: &str, api_address: &str, advertised: &[String]) -> Vec
 }
 
 fn presentable(name: &str) -> bool {
-    let of_dns = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '*');
+    let of_dns = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     name.parse::<IpAddr>().is_ok()
         || (!name.is_empty() && name.len() < 254 && name.chars().all(of_dns))
 }
@@ -144,6 +144,7 @@ mod tests {
             assert_eq!(host(address), expected, "{address}");
         }
         assert!(!presentable("a b"));
+        assert!(!presentable("*"), "a member has no business under all names");
         assert!(!presentable(""));
     }
 }

@@ -114,8 +114,9 @@ pub(super) async fn certify(
         .ok_or_else(|| Error::NotFound(format!("node {node}")))?;
     let anothers =
         |name: &String| members.iter().any(|other| other.node != node && other.name == *name);
-    let asked: Vec<String> = asked.iter().filter(|name| !anothers(name)).cloned().collect();
-    let names = authority::names(&member.name, &member.api_address, &asked);
+    // A member says itself where it is, so that is no better than what it asks for.
+    let mut names = authority::names(&member.name, &member.api_address, asked);
+    names.retain(|name| !anothers(name));
     let bound = Bound::of(custody.lineage(), &key, version.version);
     let wrapped = version.state.wrapped().ok_or_else(missing)?;
     let secret = wrapping::unwrap(custody.slot(), &bound, wrapped).await?;
