@@ -13,6 +13,9 @@ use domain::{KeyId, Version};
 
 use crate::Custody;
 
+/// How long a key may stay beyond its age when nobody asks for it.
+const SWEEP: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 pub(crate) struct Cache {
     most: usize,
@@ -27,20 +30,26 @@ struct Held {
     order: VecDeque<(KeyId, Version)>,
 }
 
+impl Held {
+    /// The order names what is held and nothing else: a name too many would, in time, push out keys
+    /// that were just put in.
+    fn retain(&mut self, keep: impl Fn(&(KeyId, Version), Instant) -> bool) {
+        let Self { keys, order } = self;
+        keys.retain(|place, (_, since)| keep(place, *since));
+        order.retain(|place| keys.contains_key(place));
+    }
+}
+
 impl Cache {
     pub(crate) fn new(most: usize, age: Duration) -> Self {
         Self { most, age, held: Mutex::default() }
     }
 
     pub(crate) fn get(&self, id: KeyId, version: Version) -> Option<Arc<SecretBytes>> {
-        let mut held = self.lock();
+        let held = self.lock();
         match held.keys.get(&(id, version)) {
             Some((key, since)) if since.elapsed() < self.age => Some(Arc::clone(key)),
-            Some(_) => {
-                held.keys.remove(&(id, version));
-                None
-            }
-            None => None,
+            Some(_) | None => None,
         }
     }
 
@@ -56,9 +65,14 @@ impl Cache {
         }
     }
 
-    /// Drops a version: it was disabled, or its destruction was scheduled.
+    /// Drops a key: it, or a version of it, was disabled or is to be destroyed.
     pub(crate) fn drop_key(&self, id: KeyId) {
-        self.lock().keys.retain(|(held, _), _| *held != id);
+        self.lock().retain(|(held, _), _| *held != id);
+    }
+
+    /// Drops what is too old, asked for or not.
+    fn sweep(&self) {
+        self.lock().retain(|_, since| since.elapsed() < self.age);
     }
 
     /// Drops everything: this node stopped leading, or its slot is in trouble.
@@ -81,9 +95,11 @@ pub(crate) async fn guard(custody: Custody) {
         {
             custody.cache().wipe();
         }
+        custody.cache().sweep();
         let changed = tokio::select! {
             changed = leader.changed() => changed,
             changed = health.changed() => changed,
+            () = tokio::time::sleep(SWEEP) => Ok(()),
         };
         if changed.is_err() {
             return custody.cache().wipe();
@@ -121,5 +137,19 @@ mod tests {
         let cache = Cache::new(2, Duration::ZERO);
         cache.put(KeyId([1; 16]), Version::FIRST, key(1));
         assert!(cache.get(KeyId([1; 16]), Version::FIRST).is_none(), "too old at once");
+        cache.sweep();
+        assert_eq!(cache.lock().keys.len(), 0, "nobody has to ask for it to go");
+    }
+
+    #[test]
+    fn what_comes_and_goes_pushes_nothing_out() {
+        let cache = Cache::new(2, Duration::from_mins(1));
+        for _ in 0..5 {
+            cache.put(KeyId([1; 16]), Version::FIRST, key(1));
+            cache.drop_key(KeyId([1; 16]));
+        }
+        cache.put(KeyId([2; 16]), Version::FIRST, key(2));
+        assert!(cache.get(KeyId([2; 16]), Version::FIRST).is_some());
+        assert_eq!(cache.lock().order.len(), 1);
     }
 }
