@@ -44,6 +44,9 @@ impl Custody {
             let why = "`name` must be 1 to 128 bytes without control characters";
             return Err(Error::Invalid(why.into()));
         }
+        if ttl == Some(Span(0)) {
+            return Err(Error::Invalid("`ttl` must be longer than nothing".into()));
+        }
         let Minted { id, text, digest } = mint("sr", "")?;
         let change = Change::CreateToken { id, name: name.into(), digest, roles, ttl };
         let done = self.commit(context, &grant.caller, change).await?;
@@ -59,9 +62,9 @@ impl Custody {
     ) -> Result<Seen<(Vec<Token>, Option<String>)>, Error> {
         self.look::<ReadTokens, _>(context, |view, _| {
             let mut tokens = view::tokens(view)?;
-            let order = |token: &Token| (token.name.clone(), token.id.to_string());
-            tokens.sort_by_key(order);
-            let key = |token: &Token| format!("{} {}", token.name, token.id);
+            // Names have no control characters: a page ends where the order says it does.
+            let key = |token: &Token| format!("{}\0{}", token.name, token.id);
+            tokens.sort_by_cached_key(key);
             if let Some(after) = &page.after {
                 tokens.retain(|token| key(token) > *after);
             }
