@@ -1,9 +1,11 @@
 //! From one version, or key, to another, without the plaintext leaving.
 
+use tokio::time::Instant;
+
 use super::decrypt::{DecryptItem, decrypt_with, version_of};
 use super::encrypt::{Encrypted, check_batch, encrypt_under};
-use super::named;
 use super::unwrapped::{Usable, usable};
+use super::{named, valid_name};
 use crate::authorize::UseKeys;
 use crate::{Context, Custody, Error};
 
@@ -34,6 +36,9 @@ impl Custody {
                         let item = DecryptItem { ciphertext: ciphertext.clone(), aad: aad.clone() };
                         let from = version_of(view, context, Some(&key), &item)?;
                         let to = match to_key {
+                            Some(to) if !valid_name(to) => {
+                                return Err(Error::Invalid("`to_key` is no name of a key".into()));
+                            }
                             Some(to) => named(view, context, to)?,
                             None => key.clone(),
                         };
@@ -48,6 +53,10 @@ impl Custody {
         }
         let mut results = Vec::with_capacity(items.len());
         for (item, found) in items.iter().zip(seen.value) {
+            // Each item may name keys of its own, and so take the slot's time.
+            if Instant::now() >= context.deadline {
+                return Err(Error::HsmUnavailable);
+            }
             results.push(match found {
                 Ok((from_item, from, to)) => self.moved(item, &from_item, &from, &to).await,
                 Err(error) => Err(error),
