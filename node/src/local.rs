@@ -1,9 +1,9 @@
 //! What a node keeps about itself in its data directory, beside the replica: which cluster it
 //! belongs to, under which id, and the operators it believes. Written once, at init or join.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -17,6 +17,8 @@ use crate::config::TlsFiles;
 
 const FILE: &str = "node.json";
 const FORMAT: u32 = 1;
+/// The state, the log, the socket: only for the user that the server runs as.
+const PRIVATE: u32 = 0o700;
 
 #[derive(Debug, Error)]
 pub(crate) enum LocalError {
@@ -76,11 +78,16 @@ impl DataDir {
             let path = path.to_path_buf();
             move |source| LocalError::Io { path, source }
         };
-        fs::create_dir_all(path).map_err(io(path))?;
+        DirBuilder::new().recursive(true).mode(PRIVATE).create(path).map_err(io(path))?;
         let ours = [FILE, "LOCK"].iter().any(|file| path.join(file).exists());
         let mut entries = fs::read_dir(path).map_err(io(path))?;
         if !ours && entries.any(|entry| entry.is_ok_and(|entry| !is_harmless(&entry.file_name()))) {
             return Err(LocalError::NotOurs(path.to_path_buf()));
+        }
+        // Whatever modes the files in it have, nobody else gets to them. A volume may belong to
+        // another user, who then decides.
+        if let Err(error) = fs::set_permissions(path, Permissions::from_mode(PRIVATE)) {
+            tracing::warn!(path = %path.display(), %error, "the data directory stays as open as it is");
         }
         let file = path.join("LOCK");
         let lock = OpenOptions::new()
@@ -217,6 +224,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         let held = DataDir::hold(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(matches!(DataDir::hold(&path), Err(LocalError::InUse(_))));
         assert!(held.read("n1").unwrap().is_none());
         let local = Local {

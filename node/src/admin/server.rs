@@ -1,7 +1,7 @@
 //! The server's end of the socket.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -38,12 +38,8 @@ pub(crate) struct Admin {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(path: PathBuf, admin: Admin) -> std::io::Result<()> {
-    // The data directory is held by this process: a socket in it is a left-over.
-    if path.exists() {
-        std::fs::remove_file(&path)?;
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    // The data directory is held by this process: a socket in it is a left-over, and is replaced.
+    let listener = bind_private(&path)?;
     let router = Router::new()
         .route("/v1/node", get(node))
         .route("/v1/init/prepare", post(prepare))
@@ -51,6 +47,22 @@ pub(crate) async fn serve(path: PathBuf, admin: Admin) -> std::io::Result<()> {
         .route("/v1/join", post(join))
         .with_state(admin);
     axum::serve(listener, router).await
+}
+
+/// Bound where nobody else gets to, and moved when it is closed to them: between `bind` and `chmod`
+/// a socket is as open as the umask says.
+fn bind_private(path: &Path) -> std::io::Result<UnixListener> {
+    let aside = path.with_extension("new");
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside)?;
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(&aside)?;
+    let fresh = aside.join("s");
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    std::fs::remove_dir(&aside)?;
+    Ok(listener)
 }
 
 async fn node(State(admin): State<Admin>) -> Json<NodeView> {
@@ -84,5 +96,22 @@ async fn ask<T: serde::Serialize>(
     match outcome {
         Ok(value) => Json(value).into_response(),
         Err(why) => (StatusCode::CONFLICT, why).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_for_its_owner_and_takes_the_place_of_an_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        for _ in 0..2 {
+            let _listener = bind_private(&path).unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            tokio::net::UnixStream::connect(&path).await.unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+        }
     }
 }
