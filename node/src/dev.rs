@@ -92,21 +92,22 @@ async fn cluster(dev: Dev) -> Result<(), String> {
     let pids: Vec<u32> = servers.0.iter().map(Child::id).collect();
     let build = async {
         if resumed {
-            wait_all(&plan, Until::Member).await?;
-        } else {
-            found(&plan).await?;
+            return resume(&plan, &mut servers).await;
         }
-        files::write_cluster(&plan, &pids).map_err(|error| error.to_string())
+        tokio::select! {
+            built = found(&plan) => built,
+            () = died(&mut servers) => Err(format!(
+                "a node ended while the cluster was being built; see {}/n*/server.log",
+                plan.dir.display()
+            )),
+        }
     };
     tokio::select! {
         built = build => built?,
-        () = died(&mut servers) => return Err(format!(
-            "a node ended while the cluster was being built; see {}/n*/server.log",
-            plan.dir.display()
-        )),
         _ = interrupt.recv() => { stop(servers).await; return Ok(()) }
         _ = terminate.recv() => { stop(servers).await; return Ok(()) }
     }
+    files::write_cluster(&plan, &pids).map_err(|error| error.to_string())?;
     greet(&plan, resumed);
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -142,6 +143,38 @@ async fn found(plan: &Plan) -> Result<(), String> {
     wait_all(plan, Until::Member).await?;
     say("waiting until every node votes and holds the key encryption key");
     membership::wait_for_voters(&client, plan.nodes.len(), START).await
+}
+
+/// Waits until every node that can be is a member again. The others are named, and no reason to end
+/// those that serve: a cluster goes on without a minority.
+async fn resume(plan: &Plan, servers: &mut Servers) -> Result<(), String> {
+    let deadline = Instant::now() + START;
+    loop {
+        let (mut serve, mut lost, mut late) = (0, Vec::new(), Vec::new());
+        for (node, child) in plan.nodes.iter().zip(&mut servers.0) {
+            let ended = !matches!(child.try_wait(), Ok(None));
+            let phase = node.admin().node().await.map(|view| view.phase);
+            match phase.as_deref() {
+                _ if ended => lost.push(node),
+                Ok("serving") => serve += 1,
+                Ok("uninitialised") => lost.push(node),
+                Ok(_) | Err(_) => late.push(node),
+            }
+        }
+        if !late.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        }
+        if serve == 0 {
+            let dir = plan.dir.display();
+            return Err(format!("no node serves; see {dir}/n*/server.log"));
+        }
+        for node in lost.into_iter().chain(late) {
+            let log = node.dir.join("server.log");
+            eprintln!("{} does not serve; see {}", node.name, log.display());
+        }
+        return Ok(());
+    }
 }
 
 fn start(node: &PlannedNode) -> Result<Child, String> {

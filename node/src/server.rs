@@ -78,7 +78,8 @@ async fn serve(config: Config) -> Result<(), String> {
 
     let fingerprint = Statement::fingerprint_of(&keys.enrolment_spki, &keys.identity_spki);
     info!(name = %config.name, %fingerprint, slot = slot.info().kind, "the slot is open");
-    let (stage, seen) = watch::channel(Stage { phase: "uninitialised", node_id: None, note: None });
+    let phase = if local.is_some() { "recovering" } else { "uninitialised" };
+    let (stage, seen) = watch::channel(Stage { phase, node_id: None, note: None });
     let (asks, mut asked) = mpsc::channel(4);
     let admin = Admin { name: config.name.clone(), fingerprint, stage: seen.clone(), asks };
     let socket = dir.admin_socket();

@@ -32,7 +32,8 @@ pub(super) fn write_cluster(plan: &Plan, pids: &[u32]) -> io::Result<()> {
     };
     let mut nodes = Vec::new();
     for (node, pid) in plan.nodes.iter().zip(pids) {
-        let node_id = node_id(&node.data_dir())?;
+        // A node that lost its directory has none.
+        let node_id = node_id(&node.data_dir()).ok();
         let mut entry = json!({
             "id": node_id,
             "name": node.name,
