@@ -159,6 +159,15 @@ impl<'a> Reader<'a> {
         };
         for (name, value) in entries {
             match value.get_ref() {
+                // The process could not be executed with it, or would do so for ever.
+                DeValue::String(text)
+                    if name.get_ref().is_empty()
+                        || name.get_ref().contains(['=', '\0'])
+                        || text.contains('\0') =>
+                {
+                    let (line, path) = (self.line_of(value.span().start), section.path(key));
+                    self.wrong(line, format!("{path}: no variable can have this name and value"));
+                }
                 DeValue::String(text) => {
                     strings.insert(name.get_ref().to_string(), text.to_string());
                 }

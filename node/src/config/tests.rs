@@ -70,6 +70,7 @@ fn what_only_together_is_wrong() {
         ("[admin]\nlisten = \"127.0.0.1:8445\"\n", "", "the section [admin] is missing"),
         ("zone = \"a\"", "zone = 1.5", "expected a string, got float"),
         ("zone = \"a\"", "zone = ", ""),
+        ("SOFTHSM2_CONF =", "\"A=B\" =", "no variable can have this name"),
     ] {
         let reasons = reasons(&GOOD.replace(find, replace));
         assert!(
