@@ -62,7 +62,13 @@ impl Client {
                     Ok(response) => match after(&response) {
                         After::Done => {
                             self.good.store(index, Ordering::Relaxed);
-                            return Ok(response);
+                            // The attempt before may have revoked what this one was refused with.
+                            let barred = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+                            return Ok(if maybe_done && barred.contains(&response.status) {
+                                unknown_after_all(response)
+                            } else {
+                                response
+                            });
                         }
                         After::TryNext => refused = Some(response),
                         After::MaybeDone if request.repeat == Repeat::Never => return Ok(response),

@@ -197,6 +197,11 @@ async fn what_may_have_happened_is_not_called_refused() {
     let error = client.key("a").await.unwrap_err();
     assert_eq!(error.code(), Some(Code::NoLeader));
     assert!(error.is_definite());
+    // The lost attempt may have revoked the token that this one was refused with.
+    let node = Node::start(&[Does::HangUp, Does::Problem(Code::Unauthenticated)]).await;
+    let client = crate::client(&[&node], &[]).with_deadline(Duration::from_millis(700));
+    let error = client.revoke_token("00").await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::OutcomeUnknown));
 }
 
 #[tokio::test]
