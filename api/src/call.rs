@@ -12,6 +12,7 @@ use custody::{Context, Credential, IdempotencyKey};
 use domain::{Namespace, NodeId, Operation, Revision, TokenId, Version};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use wire::Code;
 
@@ -30,6 +31,8 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
     path: Pairs,
     query: Pairs,
+    /// The body's share of what is held for callers that are not known here; held, never read.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
 }
 
 /// Names and values, few enough to be searched one by one.
@@ -55,6 +58,10 @@ impl Call {
         body: Bytes,
     ) -> Result<Self, Refusal> {
         let query = parse_query(route, query)?;
+        if headers.if_match.is_some() && route.kind.changes() && !route.has_revision() {
+            // Nothing here carries an ETag, so none can match.
+            return Err(Problem::new(Code::RevisionMismatch).into());
+        }
         let asks = |name, value| query.iter().any(|(n, v)| n == name && v == value);
         let context = Context {
             credential: headers.credential,
@@ -69,7 +76,7 @@ impl Call {
             }),
             stale: asks("consistency", "stale"),
         };
-        Ok(Self { context, body, path, query })
+        Ok(Self { context, body, path, query, room: None })
     }
 
     /// Nothing can have happened, however the request fails.

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use custody::{Credential, Custody};
 use domain::{NodeId, Operation};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 use wire::Code;
@@ -45,11 +45,18 @@ impl Default for Options {
     }
 }
 
+/// Bytes of bodies held for callers that this node does not know, and of one that does not count.
+const STRANGERS_BODIES: usize = 32 << 20;
+const SMALL_BODY: usize = 4 << 10;
+
 /// What the edge asks of the node it stands on. Handlers get the whole of it.
 pub(crate) trait Node: Clone + Send + Sync + 'static {
     fn node_id(&self) -> NodeId;
     fn watch_leader(&self) -> watch::Receiver<Option<(u64, NodeId)>>;
     fn api_address(&self, node: NodeId) -> Option<String>;
+    /// Whether this node's own state knows the credential. It may be behind: who is refused, and who
+    /// is not, is decided elsewhere.
+    fn knows(&self, credential: &Credential) -> bool;
 }
 
 impl Node for Custody {
@@ -63,6 +70,10 @@ impl Node for Custody {
 
     fn api_address(&self, node: NodeId) -> Option<String> {
         self.api_address(node)
+    }
+
+    fn knows(&self, credential: &Credential) -> bool {
+        self.knows(credential)
     }
 }
 
@@ -96,6 +107,8 @@ pub(crate) struct Edge<N> {
     pub(crate) node: N,
     forwarder: Arc<dyn Forwarder>,
     options: Options,
+    /// Bytes of bodies that strangers may have this node hold.
+    strangers: Arc<Semaphore>,
 }
 
 /// What became of one attempt.
@@ -119,7 +132,8 @@ pub(crate) enum Failed {
 
 impl<N: Node> Edge<N> {
     pub(crate) fn new(node: N, forwarder: Arc<dyn Forwarder>, options: Options) -> Self {
-        Self { node, forwarder, options }
+        let strangers = Arc::new(Semaphore::new(STRANGERS_BODIES));
+        Self { node, forwarder, options, strangers }
     }
 
     pub(crate) async fn serve(
@@ -220,9 +234,29 @@ impl<N: Node> Edge<N> {
             return Err(Problem::new(Code::Unauthenticated).into());
         }
         let path = path_parameters(parts).await?;
+        let room = self.room(parts, &headers.credential)?;
         let body = read_body(parts, body, deadline).await?;
         call::check_media_type(&parts.method, &parts.headers, &body)?;
-        Call::new(&line.route, headers, path, parts.uri.query(), body)
+        let mut call = Call::new(&line.route, headers, path, parts.uri.query(), body)?;
+        call.room = room;
+        Ok(call)
+    }
+
+    /// Until the leader has authenticated its caller, a large body is anybody's: there is only so much
+    /// room for those of callers that are not known here.
+    fn room(
+        &self,
+        parts: &Parts,
+        credential: &Credential,
+    ) -> Result<Option<OwnedSemaphorePermit>, Refusal> {
+        let bytes = declared(parts).unwrap_or(wire::BODY_MAX).min(wire::BODY_MAX);
+        if bytes <= SMALL_BODY || self.node.knows(credential) {
+            return Ok(None);
+        }
+        let bytes = u32::try_from(bytes).expect("a body is small");
+        let room = self.strangers.clone().try_acquire_many_owned(bytes);
+        let busy = |_| Problem::because(Code::RateLimited, "too many unknown callers send bodies");
+        Ok(Some(room.map_err(busy)?))
     }
 
     /// Attempts until there is an answer or no hope of one in time.
@@ -249,10 +283,18 @@ impl<N: Node> Edge<N> {
                         settle(answer, &call.context.request_id)
                     })
                 }
+                // Sent elsewhere it would be another operation, which must not follow a lost one.
+                Some(_) if redirect && search.may_have_happened() => {
+                    return Err(Code::OutcomeUnknown);
+                }
                 Some(to) if redirect => return self.redirect(to, parts).ok_or(Code::NoLeader),
                 Some(to) => self.forward(to, parts, &call, &watch, line.route.kind).await,
             };
             let failed = match outcome {
+                // A refusal is about this attempt; an earlier one may have done it.
+                Outcome::Answered(reply) if search.may_have_happened() && refuses(&reply) => {
+                    return Err(Code::OutcomeUnknown);
+                }
                 Outcome::Answered(reply) => return Ok(reply),
                 Outcome::Failed(failed) => failed,
             };
@@ -268,7 +310,9 @@ impl<N: Node> Edge<N> {
                     let began = Instant::now();
                     // Woken at once when a leader appears; a dropped sender means the end is near.
                     if let Ok(Err(_)) = timeout(wait, watch.changed()).await {
-                        return Err(Code::ShuttingDown);
+                        let lost = search.may_have_happened();
+                        let code = if lost { Code::OutcomeUnknown } else { Code::ShuttingDown };
+                        return Err(code);
                     }
                     search.waited(began.elapsed());
                     leader(&mut watch)
@@ -311,6 +355,12 @@ impl<N: Node> Edge<N> {
         let location = format!("{}{}", base.trim_end_matches('/'), target(&parts.uri));
         HeaderValue::try_from(location).ok().map(Reply::redirect)
     }
+}
+
+/// Whether the answer says that nothing was done. That it was done before is no such thing.
+fn refuses(reply: &Reply) -> bool {
+    let code = || serde_json::from_slice::<wire::Problem>(&reply.body).map(|problem| problem.code);
+    reply.is_problem && !code().is_ok_and(|code| code == Code::AlreadyDone)
 }
 
 /// Path and query alone: over HTTP/2 a request's URI names the server too.
@@ -381,12 +431,17 @@ impl Search {
         self.patience = self.patience.saturating_sub(time);
     }
 
+    /// Whether an attempt was lost that may have left something behind.
+    fn may_have_happened(&self) -> bool {
+        match self.kind {
+            Kind::Change | Kind::Once => self.unknown,
+            Kind::Node | Kind::Read | Kind::Use => false,
+        }
+    }
+
     fn give_up(&self) -> Step {
-        let code = match self.kind {
-            Kind::Change | Kind::Once if self.unknown => Code::OutcomeUnknown,
-            Kind::Node | Kind::Read | Kind::Use | Kind::Change | Kind::Once => Code::NoLeader,
-        };
-        Step::GiveUp(code)
+        let unknown = self.may_have_happened();
+        Step::GiveUp(if unknown { Code::OutcomeUnknown } else { Code::NoLeader })
     }
 }
 
@@ -458,9 +513,7 @@ async fn read_body(parts: &Parts, body: Body, deadline: Instant) -> Result<Bytes
     if matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE) {
         return Ok(Bytes::new());
     }
-    let declared = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    if declared.and_then(|length| length.parse::<usize>().ok()).is_some_and(|n| n > wire::BODY_MAX)
-    {
+    if declared(parts).is_some_and(|bytes| bytes > wire::BODY_MAX) {
         return Err(too_large());
     }
     match timeout_at(deadline, Limited::new(body, wire::BODY_MAX).collect()).await {
@@ -468,6 +521,14 @@ async fn read_body(parts: &Parts, body: Body, deadline: Instant) -> Result<Bytes
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(Refusal::malformed("the body did not arrive whole")),
         Err(_) => Err(Refusal::malformed("the body did not arrive in time")),
+    }
+}
+
+/// What the request says of the length of its body; nothing where it comes in pieces.
+fn declared(parts: &Parts) -> Option<usize> {
+    match parts.headers.get(CONTENT_LENGTH) {
+        Some(length) => length.to_str().ok()?.parse().ok(),
+        None => matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE).then_some(0),
     }
 }
 

@@ -156,6 +156,11 @@ impl Route {
         self.query.iter().chain(common)
     }
 
+    /// Whether what the route changes has a revision to be compared: keys, and versions through them.
+    pub(crate) fn has_revision(&self) -> bool {
+        self.path.starts_with("/v1/keys/{name}")
+    }
+
     /// The path of the same resource in a named namespace.
     pub(crate) fn namespaced(&self) -> Option<String> {
         self.path.strip_prefix("/v1/keys").map(|rest| format!("/v1/namespaces/{{ns}}/keys{rest}"))

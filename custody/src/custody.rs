@@ -16,7 +16,7 @@ use crate::authorize::{Caller, Grant, Verb, grant};
 use crate::cache::Cache;
 use crate::cluster::{self, Pinned, Roster};
 use crate::propose::now;
-use crate::{Context, Error, Seen};
+use crate::{Context, Credential, Error, Seen};
 
 /// Keys held unwrapped at most, and for how long.
 const CACHED: usize = 10_000;
@@ -145,6 +145,13 @@ impl Custody {
     pub fn api_address(&self, node: NodeId) -> Option<String> {
         let member = self.0.replica.read(|view| view::member(view, node)).ok().flatten();
         member.map(|member| member.api_address)
+    }
+
+    /// Whether this node's own state, however old, knows a credential. Not for granting anything.
+    pub fn knows(&self, credential: &Credential) -> bool {
+        let Credential::Bearer { digest } = credential else { return false };
+        let token = self.0.replica.read(|view| view::token_by_digest(view, digest));
+        token.is_ok_and(|token| token.is_some())
     }
 
     /// Stops taking part in anything new; what is under way goes on.

@@ -18,9 +18,9 @@ impl Custody {
         let grant = self.admit::<ChangeCluster>(context).await?;
         let done = self.commit(context, &grant.caller, Change::PatchSettings(patch)).await?;
         match done.value {
-            Receipt::Settings(settings, revision) => Ok(Changed {
+            Receipt::Settings(settings, _) => Ok(Changed {
                 value: *settings,
-                revision: Some(revision),
+                revision: None,
                 replayed: done.replayed,
                 index: done.index,
             }),

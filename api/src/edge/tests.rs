@@ -148,6 +148,10 @@ impl Node for Member {
     fn api_address(&self, node: NodeId) -> Option<String> {
         Some(format!("node-{node}:8443"))
     }
+
+    fn knows(&self, credential: &Credential) -> bool {
+        *credential == Credential::Bearer { digest: crypto::sha256(b"t0ken") }
+    }
 }
 
 impl Forwarder for Member {
@@ -188,6 +192,21 @@ async fn act(member: Member, call: Arc<Call>) -> Answer {
     Ok(Reply::json(&serde_json::json!({ "by": member.id.0 }))?.at(7))
 }
 
+/// A revocation of the caller's own token: repeated, it meets a caller who is unknown by now.
+async fn spend(member: Member, call: Arc<Call>) -> Answer {
+    repeated(&member, &call, custody::Error::Unauthenticated)
+}
+
+async fn make_secret(member: Member, call: Arc<Call>) -> Answer {
+    repeated(&member, &call, custody::Error::AlreadyDone { id: "7f".into() })
+}
+
+fn repeated(member: &Member, call: &Call, refusal: custody::Error) -> Answer {
+    let mut done = member.cluster.done.lock().unwrap();
+    done.push((member.id, call.context.operation));
+    if done.len() == 1 { Ok(Reply::done()) } else { Err(refusal.into()) }
+}
+
 /// As a leader that reaches no quorum does: it takes its time, and finds out that it does not lead.
 async fn cut_off(_: Member, _: Arc<Call>) -> Answer {
     tokio::time::sleep(PATIENCE).await;
@@ -220,6 +239,8 @@ fn cluster(leader: Option<u64>) -> Arc<Cluster> {
             .on(post("/v1/use", "use", "A use").kind(Kind::Use), act)
             .on(post("/v1/once", "once", "Only once").kind(Kind::Once), act)
             .on(get("/v1/cut-off", "cut_off", "Of a leader without a quorum"), cut_off)
+            .on(post("/v1/spent", "spend", "Revoke the own token"), spend)
+            .on(post("/v1/done", "make_secret", "Answers a secret"), make_secret)
             .on(post("/v1/echo", "echo", "What came"), echo)
             .on(get("/v1/read", "read", "A read"), act)
             .on(get("/v1/stale", "stale", "A read that may be stale"), whoami)
@@ -323,6 +344,29 @@ async fn a_change_whose_answer_was_lost_is_repeated_as_the_same_operation() {
 }
 
 #[tokio::test]
+async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_happened() {
+    for (call, expected) in [
+        ("POST /v1/spent", (504, "outcome_unknown")),
+        ("POST /v1/spent?dry_run=true", (401, "unauthenticated")),
+        ("POST /v1/done", (409, "already_done")),
+    ] {
+        let cluster = cluster(Some(2));
+        cluster.strike(2, Fault::Mute);
+        let failover = async {
+            while cluster.done().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            cluster.lead(3);
+        };
+        let (told, ()) = tokio::join!(cluster.ask(1, call), failover);
+        assert!(told.is(expected.0, expected.1), "{call}: {told:?}");
+        // Without a loss it is what it is.
+        let told = cluster.ask(1, call).await;
+        assert!(told.status != 504, "{call}: {told:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_leader_that_appears_wakes_those_who_wait() {
     let cluster = cluster(None);
     let began = Instant::now();
@@ -405,6 +449,42 @@ async fn what_can_not_be_served_is_refused_at_the_edge() {
     let told = cluster.send(1, anonymous).await;
     assert!(told.is(401, "unauthenticated") && told.headers["www-authenticate"] == "Bearer");
     assert!(cluster.done().is_empty());
+}
+
+#[tokio::test]
+async fn strangers_have_a_node_hold_no_more_than_their_share() {
+    let cluster = cluster(Some(2));
+    let stranger = || {
+        let mut request = request("POST /v1/echo").map(|_| Body::new(Stalled));
+        let headers = request.headers_mut();
+        headers.insert("authorization", HeaderValue::from_static("Bearer guess"));
+        headers.insert("content-length", HeaderValue::from(wire::BODY_MAX));
+        request
+    };
+    let mut held = tokio::task::JoinSet::new();
+    for _ in 0..=STRANGERS_BODIES / wire::BODY_MAX {
+        let (cluster, request) = (cluster.clone(), stranger());
+        held.spawn(async move { cluster.send(1, request).await });
+    }
+    let told = held.join_next().await.unwrap().unwrap();
+    assert!(told.is(429, "rate_limited"), "{told:?}");
+    assert_eq!(cluster.ask(1, CHANGE).await.status, 200, "those who are known go on");
+    held.shutdown().await;
+}
+
+/// A body that never arrives.
+struct Stalled;
+
+impl hyper::body::Body for Stalled {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
 }
 
 #[tokio::test]
