@@ -75,6 +75,8 @@ struct Cluster {
     operator: OperatorKey,
     token: String,
     nodes: BTreeMap<u64, Node>,
+    /// The join tokens that nodes came with.
+    tickets: BTreeMap<u64, String>,
 }
 
 fn open_slot(dir: &Path, name: &str) -> Slot {
@@ -164,7 +166,7 @@ impl Cluster {
         let node = assemble(home, slot, &me, FIRST_NODE, founded.cluster, roster, listener).await;
         start(node.custody.replica(), &founded, PATIENCE).await.unwrap();
         let token = founded.token.clone();
-        Self { dir, operator, token, nodes: BTreeMap::from([(1, node)]) }
+        Self { dir, operator, token, nodes: BTreeMap::from([(1, node)]), tickets: BTreeMap::new() }
     }
 
     async fn of_three() -> Self {
@@ -180,6 +182,7 @@ impl Cluster {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (me, slot) = (newcomer(name, &listener), open_slot(self.dir.path(), name));
         let text = self.join_token().await;
+        let ticket = text.clone();
         // Any member takes the request.
         let addresses: Vec<String> = self
             .nodes
@@ -209,6 +212,7 @@ impl Cluster {
         let home = self.dir.path().join(name);
         let started = assemble(home, slot, &me, node, admitted.cluster, roster, listener).await;
         self.nodes.insert(node.0, started);
+        self.tickets.insert(node.0, ticket);
         node
     }
 
@@ -696,4 +700,31 @@ impl Cluster {
         self.leader().change_cluster(approves, until).await.unwrap();
         join.node
     }
+}
+
+/// It has its slot and its token, and lost what it voted for and acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ran_before_does_not_come_back_with_an_empty_directory() {
+    let cluster = Cluster::of_three().await;
+    let follows = |(id, _): &(&u64, &String)| !cluster.nodes[*id].custody.is_leader();
+    let (id, ticket) = cluster.tickets.iter().find(follows).unwrap();
+    let node = &cluster.nodes[id];
+    let NodeInfo { name, api_address, peer_address, .. } = node.custody.node().clone();
+    let me = Newcomer { name, api_address, peer_address, zone: None };
+    let addresses = [cluster.leader().node().peer_address.clone()];
+    let deadline = Instant::now() + PATIENCE;
+    let again = join(&node.slot, ticket, &addresses, &me, deadline, |_| ()).await;
+    let Err(JoinError::Refused(why)) = again else { panic!("{again:?}") };
+    assert!(why.contains("ran before"), "{why}");
+    // Told again under its key, a removal is remembered; under none, there is nothing to remove.
+    let idempotency = Some(crate::IdempotencyKey { key: "k".into(), fingerprint: [1; 32] });
+    let once = Context { idempotency, ..cluster.context() };
+    let again = Context { operation: Operation([7; 16]), ..once.clone() };
+    for (context, replayed) in [(&once, false), (&again, true)] {
+        let removed = cluster.leader().remove_node(context, NodeId(*id), true).await.unwrap();
+        assert_eq!(removed.replayed, replayed);
+    }
+    let unnamed = cluster.leader().remove_node(&cluster.context(), NodeId(*id), true).await;
+    assert!(matches!(unnamed, Err(Error::NotFound(_))), "{unnamed:?}");
+    cluster.stop().await;
 }
