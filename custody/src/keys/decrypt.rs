@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crypto::{Header, SecretBytes};
 use domain::{Key, KeyId, Records, Version, view};
+use tokio::time::Instant;
 
 use super::encrypt::{check_batch, check_length};
 use super::unwrapped::{Usable, usable};
@@ -51,6 +52,10 @@ impl Custody {
         let mut opened = HashMap::<(KeyId, Version), Result<Arc<SecretBytes>, Error>>::new();
         let mut results = Vec::with_capacity(items.len());
         for (item, found) in items.iter().zip(seen.value) {
+            // Each item may name a version of its own, and so take the slot's time.
+            if Instant::now() >= context.deadline {
+                return Err(Error::HsmUnavailable);
+            }
             let usable = match found {
                 Ok(usable) => usable,
                 Err(error) => {
