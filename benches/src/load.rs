@@ -171,17 +171,19 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// Waits until the next request is due, and tells since when its caller waits.
-    async fn next(&self) -> Instant {
-        let Pace::Open(rate) = self.pace else { return Instant::now() };
+    /// Waits until the next request is due, and tells since when its caller waits; none is due at
+    /// the end or later.
+    async fn next(&self, end: Instant) -> Option<Instant> {
+        let now = Instant::now();
+        let Pace::Open(rate) = self.pace else { return (now < end).then_some(now) };
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let due = self.start + Duration::from_nanos(ticket * 1_000_000_000 / u64::from(rate));
-        if due <= Instant::now() {
-            return due;
+        if due >= end || due <= now {
+            return (due < end).then_some(due);
         }
         // What the timer oversleeps is not the server's fault.
         sleep_until(due).await;
-        Instant::now()
+        Some(Instant::now())
     }
 }
 
@@ -194,10 +196,7 @@ async fn call(
 ) -> Histogram<u64> {
     let mut latency_us = histogram();
     for nth in 0_u64.. {
-        let since = schedule.next().await;
-        if since >= measured.end {
-            break;
-        }
+        let Some(since) = schedule.next(measured.end).await else { break };
         match &load {
             Load::Same(request) => connection.exchange(request).await,
             Load::Create { token, prefix } => {

@@ -221,17 +221,19 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// Waits until the next request is due and tells since when its caller waits.
-    async fn next(&self) -> Instant {
-        let Some(rate) = self.rate else { return Instant::now() };
+    /// Waits until the next request is due and tells since when its caller waits; none is due at
+    /// the end or later, and nobody waits to find that out.
+    async fn next(&self, end: Instant) -> Option<Instant> {
+        let now = Instant::now();
+        let Some(rate) = self.rate else { return (now < end).then_some(now) };
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let due = self.start + due_after(ticket, rate);
-        if due <= Instant::now() {
-            return due;
+        if due >= end || due <= now {
+            return (due < end).then_some(due);
         }
         // Who is early waits for its time; what the timer oversleeps is not the server's fault.
         sleep_until(due).await;
-        Instant::now()
+        Some(Instant::now())
     }
 }
 
@@ -249,10 +251,7 @@ async fn work(
 ) -> Tally {
     let mut tally = Tally::new();
     for nth in 0_u64.. {
-        let since = schedule.next().await;
-        if since >= measured.end {
-            break;
-        }
+        let Some(since) = schedule.next(measured.end).await else { break };
         let answer = match load {
             Load::Same(request) => client.send(request.clone()).await,
             Load::Creates(prefix) => create(client, format!("{prefix}-{index}-{nth}")).await,
@@ -339,11 +338,16 @@ mod tests {
             tickets: Arc::new(AtomicU64::new(0)),
             rate: NonZeroU64::new(10),
         };
-        let start = schedule.start;
-        schedule.next().await;
-        assert!(schedule.next().await >= start + Duration::from_millis(100));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(schedule.next().await, start + Duration::from_millis(200));
-        assert_eq!(schedule.next().await, start + Duration::from_millis(300));
+        let (start, second) = (schedule.start, Duration::from_secs(1));
+        let end = start + 2 * second;
+        schedule.next(end).await;
+        assert!(schedule.next(end).await >= Some(start + second / 10));
+        tokio::time::advance(second).await;
+        assert_eq!(schedule.next(end).await, Some(start + second / 5));
+        assert_eq!(schedule.next(end).await, Some(start + second / 10 * 3));
+
+        let before = Instant::now();
+        assert_eq!(schedule.next(start + second / 5).await, None);
+        assert_eq!(Instant::now(), before, "nobody waits for what is not sent");
     }
 }
