@@ -142,7 +142,25 @@ async fn found(plan: &Plan) -> Result<(), String> {
     }
     wait_all(plan, Until::Member).await?;
     say("waiting until every node votes and holds the key encryption key");
-    membership::wait_for_voters(&client, plan.nodes.len(), START).await
+    membership::wait_for_voters(&client, plan.nodes.len(), START).await?;
+    answer_callers(plan, &founded.ca).await
+}
+
+/// Waits until every node answers under a certificate of the cluster's CA: a node that just joined has
+/// its own a moment after it serves.
+async fn answer_callers(plan: &Plan, ca: &str) -> Result<(), String> {
+    let deadline = Instant::now() + START;
+    for node in &plan.nodes {
+        let client = Client::builder([node.address()]).ca_pem(ca).build();
+        let client = client.map_err(|error| error.to_string())?.pinned(0);
+        while let Err(error) = client.health().await {
+            if Instant::now() >= deadline {
+                return Err(format!("{} does not answer callers: {error}", node.name));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until every node that can be is a member again. The others are named, and no reason to end

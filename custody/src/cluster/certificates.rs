@@ -18,7 +18,7 @@ use crate::propose::now;
 use crate::wrapping::{self, Bound};
 use crate::{Custody, Error};
 
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_hours(1);
 
 #[derive(Clone, Debug, Default)]
