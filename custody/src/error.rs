@@ -105,6 +105,12 @@ impl From<HsmError> for Error {
     }
 }
 
+impl From<getrandom::Error> for Error {
+    fn from(error: getrandom::Error) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
 impl From<crypto::CryptoError> for Error {
     fn from(error: crypto::CryptoError) -> Self {
         Self::Internal(error.to_string())

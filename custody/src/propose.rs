@@ -111,12 +111,12 @@ pub(crate) fn now() -> Time {
     Time(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
 }
 
-pub(crate) fn new_operation() -> Result<domain::Operation, Error> {
+pub(crate) fn new_operation() -> Result<domain::Operation, getrandom::Error> {
     random_id().map(domain::Operation)
 }
 
-pub(crate) fn random_id() -> Result<[u8; 16], Error> {
+pub(crate) fn random_id() -> Result<[u8; 16], getrandom::Error> {
     let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|error| Error::Internal(error.to_string()))?;
+    getrandom::fill(&mut id)?;
     Ok(id)
 }

@@ -21,10 +21,10 @@ pub(crate) struct Minted {
 }
 
 /// Makes a token's text: a prefix that secret scanners can look for, the id, 256 random bits.
-pub(crate) fn mint(prefix: &str, tail: &str) -> Result<Minted, Error> {
+pub(crate) fn mint(prefix: &str, tail: &str) -> Result<Minted, getrandom::Error> {
     let id = TokenId(random_id()?);
     let mut secret = Zeroizing::new([0; 32]);
-    getrandom::fill(secret.as_mut()).map_err(|error| Error::Internal(error.to_string()))?;
+    getrandom::fill(secret.as_mut())?;
     let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_ref()));
     let text = Zeroizing::new(format!("{prefix}.{id}.{}{tail}", secret.as_str()));
     let digest = crypto::sha256(text.as_bytes());

@@ -8,12 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::{
     Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, EpochState, KekEpoch,
-    KekId, KeyId, Lineage, Member, Namespace, NewEpoch, NodeId, Operation, Operators, Principal,
-    Purpose, Role, Standing, Statement, Time, Token, TokenId, Version, Vote,
+    KekId, KeyId, Lineage, Member, Namespace, NewEpoch, NodeId, Operators, Principal, Purpose,
+    Role, Standing, Statement, Time, Token, Version, Vote,
 };
 use hsm::{HsmError, Slot};
 use raft_store::{ProposeError, Replica};
@@ -23,7 +21,8 @@ use tokio::time::Instant;
 use super::authority;
 use super::join::Newcomer;
 use super::operators::{self, Pinned, Refused};
-use crate::propose::now;
+use crate::propose::{new_operation, now, random_id};
+use crate::tokens::{Minted, mint};
 use crate::wrapping::{self, Bound};
 
 /// Always the first.
@@ -75,13 +74,13 @@ impl std::fmt::Debug for Founded {
 pub async fn prepare(slot: &Slot, me: &Newcomer) -> Result<Prepared, InitError> {
     let keys = slot.node_keys(&me.name).await?;
     let statement = Statement {
-        lineage: Lineage(random()?),
+        lineage: Lineage(random_id()?),
         node: FIRST_NODE,
         name: me.name.clone(),
         enrolment: keys.enrolment_spki,
         identity: keys.identity_spki,
     };
-    Ok(Prepared { cluster: ClusterId(random()?), statement })
+    Ok(Prepared { cluster: ClusterId(random_id()?), statement })
 }
 
 /// Makes all that the first command carries. `signatures` are those of the operators over the
@@ -115,7 +114,7 @@ pub async fn found(
     let epoch = first_epoch(slot, statement).await?;
     let (token, text) = bootstrap_token(now)?;
     let ca = authority::make().map_err(InitError::Authority)?;
-    let id = KeyId(random()?);
+    let id = KeyId(random_id()?);
     let bound = Bound {
         lineage: statement.lineage,
         key: id,
@@ -175,7 +174,7 @@ pub async fn start(replica: &Replica, founded: &Founded, limit: Duration) -> Res
     replica.initialise().await.map_err(|error| InitError::Replica(error.to_string()))?;
     let command = Command {
         at: now(),
-        operation: Operation(random()?),
+        operation: new_operation()?,
         by: Principal::cluster(),
         idempotency: None,
         change: Change::Initialise(founded.initialise.clone()),
@@ -194,7 +193,7 @@ pub async fn start(replica: &Replica, founded: &Founded, limit: Duration) -> Res
 
 /// The KEK's first epoch, with one share: this slot's own, taken in before anyone relies on it.
 async fn first_epoch(slot: &Slot, statement: &Statement) -> Result<KekEpoch, InitError> {
-    let kek = KekId(random()?);
+    let kek = KekId(random_id()?);
     let made = slot.make_epoch(hsm::KekId(kek.0), vec![statement.enrolment.clone()]).await?;
     let share = made.shares.into_iter().next().ok_or_else(|| {
         HsmError::Device("it made no share for the one recipient it was given".into())
@@ -216,21 +215,14 @@ async fn first_epoch(slot: &Slot, statement: &Statement) -> Result<KekEpoch, Ini
 
 /// `sr.<id>.<secret>`; the state keeps the digest of the whole text.
 fn bootstrap_token(now: Time) -> Result<(Token, String), InitError> {
-    let (id, secret) = (TokenId(random()?), random::<32>()?);
-    let text = format!("sr.{id}.{}", URL_SAFE_NO_PAD.encode(secret));
+    let Minted { id, text, digest } = mint("sr", "")?;
     let token = Token {
         id,
         name: "bootstrap".into(),
-        digest: crypto::sha256(text.as_bytes()),
+        digest,
         roles: BTreeSet::from([Role::Officer, Role::User, Role::Auditor, Role::Operator]),
         created_at: now,
         expires_at: None,
     };
-    Ok((token, text))
-}
-
-fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes)
+    Ok((token, text.to_string()))
 }
