@@ -1,9 +1,11 @@
 //! What a replica is told at the start.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use domain::{ClusterId, Lineage, NodeId};
+use wal::{Files, RealFiles};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -25,6 +27,10 @@ pub struct Config {
     pub sled_cache_bytes: u64,
     /// How often the policy of snapshots and purges is looked at, and metrics are published.
     pub housekeeping: Duration,
+    /// How long the log rests before its tail marker is brought up to its end.
+    pub log_idle_mark: Duration,
+    /// The disk, for everything but what sled keeps in its own directories.
+    pub files: Arc<dyn Files>,
 }
 
 impl Config {
@@ -46,6 +52,8 @@ impl Config {
             snapshot_log_bytes: 64 << 20,
             sled_cache_bytes: 64 << 20,
             housekeeping: Duration::from_millis(500),
+            log_idle_mark: Duration::from_millis(10),
+            files: Arc::new(RealFiles),
         }
     }
 }

@@ -1,28 +1,126 @@
-//! Files that are whole or not there: written aside, synced, renamed, and the directory synced.
+//! Our own files, through the seam of [`wal::Files`]: whole or not there (written aside, synced,
+//! renamed, and the directory synced), and read and written from front to end.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
+use wal::{DataFile, Files};
+
+/// What is read or written at once.
+pub(crate) const BUFFER_BYTES: usize = 256 << 10;
 
 /// The file is complete at `from`; when this returns it is durably at `to`.
-pub(crate) fn publish(from: &Path, to: &Path) -> io::Result<()> {
-    File::open(from)?.sync_all()?;
-    fs::rename(from, to)?;
-    to.parent().map_or(Ok(()), sync_dir)
+pub(crate) fn publish(files: &dyn Files, from: &Path, to: &Path) -> io::Result<()> {
+    files.open(from)?.sync_data()?;
+    files.rename(from, to)?;
+    to.parent().map_or(Ok(()), |dir| files.sync_dir(dir))
 }
 
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aside = path.with_extension("tmp");
-    File::create(&aside)?.write_all(bytes)?;
-    publish(&aside, path)
+    files.create(&aside)?.write_all_at(bytes, 0)?;
+    publish(files, &aside, path)
+}
+
+pub(crate) fn read(files: &dyn Files, path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    Stream::over(files.open(path)?)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Like `create_dir_all`, with the new entry made durable.
-pub(crate) fn make_dir(dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    dir.parent().map_or(Ok(()), sync_dir)
+pub(crate) fn make_dir(files: &dyn Files, dir: &Path) -> io::Result<()> {
+    files.create_dir_all(dir)?;
+    dir.parent().map_or(Ok(()), |parent| files.sync_dir(parent))
+}
+
+/// Removes what may not be there.
+pub(crate) fn remove_if_there(files: &dyn Files, path: &Path) -> io::Result<()> {
+    match files.remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// A file from front to end. One that grows meanwhile ends where it ended when it was opened.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    file: Arc<dyn DataFile>,
+    at: u64,
+    end: u64,
+}
+
+impl Stream {
+    pub(crate) fn over(file: Arc<dyn DataFile>) -> io::Result<Self> {
+        let end = file.size()?;
+        Ok(Self { file, at: 0, end })
+    }
+
+    pub(crate) fn buffered(files: &dyn Files, path: &Path) -> io::Result<BufReader<Self>> {
+        Ok(BufReader::with_capacity(BUFFER_BYTES, Self::over(files.open(path)?)?))
+    }
+
+    /// The next bytes, up to [`BUFFER_BYTES`]; none are the end.
+    pub(crate) fn next(&mut self) -> io::Result<Vec<u8>> {
+        let count =
+            usize::try_from(self.end - self.at).map_or(BUFFER_BYTES, |n| n.min(BUFFER_BYTES));
+        let mut bytes = vec![0; count];
+        self.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count =
+            usize::try_from(self.end - self.at).map_or(buffer.len(), |n| n.min(buffer.len()));
+        self.file.read_exact_at(&mut buffer[..count], self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// A new file, written from front to end in large pieces.
+#[derive(Debug)]
+pub(crate) struct Writer(BufWriter<Appender>);
+
+#[derive(Debug)]
+struct Appender {
+    file: Arc<dyn DataFile>,
+    at: u64,
+}
+
+impl Writer {
+    pub(crate) fn create(files: &dyn Files, path: &Path) -> io::Result<Self> {
+        let appender = Appender { file: files.create(path)?, at: 0 };
+        Ok(Self(BufWriter::with_capacity(BUFFER_BYTES, appender)))
+    }
+
+    /// Makes what was written durable. The name of the file is not yet.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.0.into_inner().map_err(io::IntoInnerError::into_error)?.file.sync_data()
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Write for Appender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

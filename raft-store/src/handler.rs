@@ -1,6 +1,6 @@
 //! What the others say to this replica.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesResponse, VoteResponse};
 use peers::{Incoming, Refusal};
 use serde::Serialize;
-use tokio::io::AsyncWriteExt;
 
 use crate::codec::{decode, encode};
+use crate::files::Writer;
 use crate::network::{Message, SnapshotHeader};
 use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
 use crate::types::{Raft, TypeConfig};
@@ -71,23 +71,35 @@ impl Handler {
         vouched(from, header.vote.leader_id().voted_for)?;
         let aside = self.shelf.aside();
         let installed = async {
-            write(&aside, &mut body).await.map_err(|error| unavailable(&error))?;
+            self.write(&aside, &mut body).await.map_err(|error| unavailable(&error))?;
             self.install(&aside, header).await
         }
         .await;
         // Installed, it stands under its own name; else it is of no use.
-        let _ = tokio::fs::remove_file(&aside).await;
+        let shelf = Arc::clone(&self.shelf);
+        let _ = in_background(move || shelf.disk().remove(&aside)).await;
         installed
+    }
+
+    async fn write(&self, path: &Path, body: &mut Incoming) -> io::Result<()> {
+        let (shelf, path) = (Arc::clone(&self.shelf), path.to_path_buf());
+        let mut file = in_background(move || Writer::create(shelf.disk(), &path)).await?;
+        while let Some(chunk) = body.next().await.map_err(io::Error::other)? {
+            file = in_background(move || file.write_all(&chunk).map(|()| file)).await?;
+        }
+        in_background(move || file.finish()).await
     }
 
     async fn install(&self, aside: &Path, header: SnapshotHeader) -> Result<Bytes, Refusal> {
         let (shelf, path) = (Arc::clone(&self.shelf), aside.to_path_buf());
-        let meta = in_background(move || shelf.verify(&path)).await;
-        let meta = meta.map_err(|error| invalid(&error))?;
+        let verified = in_background(move || {
+            let bytes = shelf.disk().open(&path)?.size()?;
+            Ok((shelf.verify(&path)?, bytes))
+        });
+        let (meta, bytes) = verified.await.map_err(|error| invalid(&error))?;
         if meta != header.meta {
             return Err(Refusal::Invalid("the snapshot is not what its header says".into()));
         }
-        let bytes = tokio::fs::metadata(aside).await.map_err(|error| unavailable(&error))?.len();
         let file = SnapshotFile { path: aside.to_path_buf(), meta: meta.clone(), bytes };
         let snapshot = Built { meta, snapshot: file };
         answer(self.raft.install_full_snapshot(header.vote, snapshot).await)
@@ -100,14 +112,6 @@ fn vouched(from: NodeId, claimed: u64) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(Refusal::Denied(format!("node {from} speaks as node {claimed}")))
-}
-
-async fn write(path: &Path, body: &mut Incoming) -> io::Result<()> {
-    let mut file = tokio::fs::File::create(path).await?;
-    while let Some(chunk) = body.next().await.map_err(io::Error::other)? {
-        file.write_all(&chunk).await?;
-    }
-    file.sync_all().await
 }
 
 fn answer<T: Serialize, E: Into<Stop>>(answered: Result<T, E>) -> Result<Bytes, Refusal> {

@@ -17,13 +17,12 @@ use openraft::{AnyError, OptionalSend};
 use peers::{CallError, Lane, Pace, Peers};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::fs::File;
-use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use crate::codec::{decode, encode};
 use crate::config::Addresses;
-use crate::snapshots::{Built, SnapshotFile};
+use crate::files::Stream;
+use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
 
 /// One message of Raft's own, on the lane of that name. Append variants only.
@@ -46,8 +45,6 @@ pub(crate) struct SnapshotHeader {
 /// entries for ever; one that is gone is noticed by its connection.
 const APPEND_PATIENCE: Duration = Duration::from_secs(1);
 
-const CHUNK_BYTES: usize = 256 << 10;
-
 const PACE: Pace = Pace {
     chunk: Duration::from_secs(10),
     // The receiver reads it back, and fills and checks a whole state.
@@ -58,6 +55,7 @@ const PACE: Pace = Pace {
 pub(crate) struct Network {
     pub(crate) peers: Peers,
     pub(crate) addresses: Arc<dyn Addresses>,
+    pub(crate) shelf: Arc<Shelf>,
 }
 
 pub(crate) struct Connection {
@@ -140,7 +138,8 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let address = self.address()?;
-        let file = File::open(&snapshot.snapshot.path).await;
+        let (shelf, path) = (Arc::clone(&self.network.shelf), snapshot.snapshot.path);
+        let file = in_background(move || Stream::over(shelf.disk().open(&path)?)).await;
         let file = file.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))?;
         let header = Bytes::from(encode(&SnapshotHeader { vote, meta: snapshot.meta }));
         let sent = self.network.peers.send(self.target, &address, header, chunks(file), PACE);
@@ -163,13 +162,12 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     }
 }
 
-fn chunks(file: File) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
+fn chunks(file: Stream) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
     futures_util::stream::unfold(Some(file), |file| async move {
         let mut file = file?;
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        match (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await {
-            Ok(0) => None,
-            Ok(_) => Some((Ok(chunk.into()), Some(file))),
+        match in_background(move || file.next().map(|chunk| (chunk, file))).await {
+            Ok((chunk, _)) if chunk.is_empty() => None,
+            Ok((chunk, file)) => Some((Ok(chunk.into()), Some(file))),
             Err(error) => Some((Err(error), None)),
         }
     })

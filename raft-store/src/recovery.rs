@@ -4,9 +4,9 @@
 //! the node does not start; the snapshots are whole, or go to the quarantine; the state is whole and
 //! reaches the log, or is built anew.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::error::OpenError;
 use crate::fatal::Fatal;
-use crate::files::{make_dir, write_durably};
+use crate::files::{make_dir, read, write_durably};
 use crate::snapshots::{Origin, Shelf};
 use crate::state::{Generations, Loaded, SetKey, Store};
 
@@ -69,9 +69,10 @@ struct Identity {
 
 pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> {
     let dir = &config.dir;
-    make_dir(dir).map_err(OpenError::io(dir))?;
-    let entries = fs::read_dir(dir).map_err(OpenError::io(dir))?;
-    if entries.flatten().any(|entry| entry.file_name() != "LOCK") {
+    let files = &*config.files;
+    make_dir(files, dir).map_err(OpenError::io(dir))?;
+    let names = files.list(dir).map_err(OpenError::io(dir))?;
+    if names.iter().any(|name| name != "LOCK") {
         return Err(OpenError::NotEmpty(dir.clone()));
     }
     let lock = lock(dir)?;
@@ -81,7 +82,7 @@ pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError
     // Last, since with it the directory holds a replica.
     let path = dir.join("node.json");
     let identity = serde_json::to_vec_pretty(&Identity::of(config)).expect("it is plain data");
-    write_durably(&path, &identity).map_err(OpenError::io(path))?;
+    write_durably(files, &path, &identity).map_err(OpenError::io(path))?;
     assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
         path: RecoveryPath::Created,
         quarantined: None,
@@ -94,7 +95,7 @@ pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError
 pub(crate) fn open(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> {
     let dir = &config.dir;
     let path = dir.join("node.json");
-    let identity = match fs::read(&path) {
+    let identity = match read(&*config.files, &path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(OpenError::Absent(dir.clone()));
         }
@@ -150,21 +151,23 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
 
 fn log_options(config: &Config) -> wal::Options {
     let identity = wal::Identity { cluster: config.cluster.0, node: config.node.0 };
-    wal::Options { segment_bytes: config.segment_bytes, ..wal::Options::new(identity) }
-}
-
-fn quarantine(config: &Config) -> PathBuf {
-    config.dir.join("quarantine")
+    wal::Options {
+        segment_bytes: config.segment_bytes,
+        idle_mark: config.log_idle_mark,
+        files: Arc::clone(&config.files),
+        ..wal::Options::new(identity)
+    }
 }
 
 fn prepare(config: &Config) -> Result<(Generations, Shelf), OpenError> {
     let (state, snapshots) = (config.dir.join("state"), config.dir.join("snapshots"));
     let key = SetKey::new(&config.lineage.0);
     let origin = Origin { cluster: config.cluster, lineage: config.lineage };
-    let shelf = Shelf::open(snapshots.clone(), &quarantine(config), origin, key.clone());
+    let (files, quarantine) = (&config.files, config.dir.join("quarantine"));
+    let shelf = Shelf::open(Arc::clone(files), snapshots.clone(), &quarantine, origin, key.clone());
     let shelf = shelf.map_err(OpenError::io(snapshots))?;
-    let generations =
-        Generations::new(state.clone(), quarantine(config), config.sled_cache_bytes, key);
+    let cache = config.sled_cache_bytes;
+    let generations = Generations::new(Arc::clone(files), state.clone(), quarantine, cache, key);
     Ok((generations.map_err(OpenError::io(state))?, shelf))
 }
 

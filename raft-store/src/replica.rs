@@ -382,7 +382,7 @@ impl Replica {
             Arc::clone(&weight),
         );
         let log_store = LogStore::new(log.clone(), Some(Arc::clone(&store)));
-        let network = Network { peers, addresses };
+        let network = Network { peers, addresses, shelf: Arc::clone(&shelf) };
         let raft_config = Arc::new(raft_config(&config)?);
         let node = config.node;
         let started = handle.spawn(async move {

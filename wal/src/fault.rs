@@ -289,6 +289,20 @@ impl Files for FaultFiles {
         })
     }
 
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.change(Operation::Remove, |disk| {
+            let within: Vec<_> =
+                disk.names.keys().filter(|path| path.starts_with(dir)).cloned().collect();
+            if within.is_empty() {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            for path in within {
+                disk.name(Naming::Unlink(path));
+            }
+            Ok(())
+        })
+    }
+
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
         self.change(Operation::SyncDir, |disk| {
             disk.durable_names = disk.names.clone();

@@ -1,5 +1,5 @@
-//! The seam between the log and the disk. [`RealFiles`] is the disk; [`crate::fault`] is one that
-//! fails on demand.
+//! The seam between this node's own files and the disk: the log's here, and those of the crates above.
+//! [`RealFiles`] is the disk; [`crate::fault`] is one that fails on demand.
 
 use std::fmt::Debug;
 use std::fs;
@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A directory tree, as far as the log needs one.
+/// A directory tree, as far as a log and a few files beside it need one.
 pub trait Files: Debug + Send + Sync {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Names in a directory, in no order.
@@ -19,6 +19,8 @@ pub trait Files: Debug + Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DataFile>>;
     fn rename(&self, source: &Path, target: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// With everything in it; `NotFound` if it is not there.
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Makes names durable: creations, renames and removals.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
@@ -62,6 +64,10 @@ impl Files for RealFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir_all(dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

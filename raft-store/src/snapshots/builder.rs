@@ -52,13 +52,13 @@ fn build(store: &Store, shelf: &Shelf, frozen: &Frozen) -> io::Result<SnapshotFi
         last_membership: frozen.note.membership.clone(),
     };
     let aside = shelf.aside();
-    let mut writer = SnapshotWriter::create(&aside, shelf.origin(), &meta)?;
+    let mut writer = SnapshotWriter::create(shelf.disk(), &aside, shelf.origin(), &meta)?;
     let mut sums = Note::default();
     loop {
         let chunk = store.next_frozen_chunk(frozen, CHUNK_RECORDS).map_err(io::Error::other)?;
         let Some(chunk) = chunk else {
             // A snapshot of the leader was installed meanwhile, and is further.
-            let _ = std::fs::remove_file(&aside);
+            let _ = shelf.disk().remove(&aside);
             let newest = shelf.newest();
             return newest.ok_or_else(|| io::Error::other("the installed snapshot is gone"));
         };

@@ -9,15 +9,16 @@
 //! Numbers are little-endian, bodies are a format byte and postcard. A file without its footer, or
 //! with anything after it, is no snapshot.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
 use domain::{ClusterId, Lineage};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use wal::Files;
 
 use crate::codec::{decode, encode};
+use crate::files::{Stream, Writer};
 use crate::state::Note;
 use crate::types::{SnapshotMeta, index_of};
 
@@ -61,13 +62,18 @@ impl Footer {
 }
 
 pub(crate) struct SnapshotWriter {
-    file: BufWriter<File>,
+    file: Writer,
     hash: Sha256,
 }
 
 impl SnapshotWriter {
-    pub(crate) fn create(path: &Path, origin: Origin, meta: &SnapshotMeta) -> io::Result<Self> {
-        let mut file = BufWriter::with_capacity(256 << 10, File::create(path)?);
+    pub(crate) fn create(
+        files: &dyn Files,
+        path: &Path,
+        origin: Origin,
+        meta: &SnapshotMeta,
+    ) -> io::Result<Self> {
+        let mut file = Writer::create(files, path)?;
         file.write_all(MAGIC)?;
         let mut writer = Self { file, hash: Sha256::new_with_prefix(MAGIC) };
         writer.block(HEADER, &encode(&Header { origin, meta: meta.clone() }))?;
@@ -87,7 +93,7 @@ impl SnapshotWriter {
             sha256: self.hash.clone().finalize().into(),
         };
         self.block(FOOTER, &encode(&footer))?;
-        self.file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        self.file.finish()
     }
 
     fn block(&mut self, kind: u8, body: &[u8]) -> io::Result<()> {
@@ -104,15 +110,15 @@ impl SnapshotWriter {
 /// is known to be whole.
 #[derive(Debug)]
 pub(crate) struct SnapshotReader {
-    file: BufReader<File>,
+    file: BufReader<Stream>,
     hash: Sha256,
     meta: SnapshotMeta,
     footer: Option<Footer>,
 }
 
 impl SnapshotReader {
-    pub(crate) fn open(path: &Path, origin: Origin) -> io::Result<Self> {
-        let mut file = BufReader::with_capacity(256 << 10, File::open(path)?);
+    pub(crate) fn open(files: &dyn Files, path: &Path, origin: Origin) -> io::Result<Self> {
+        let mut file = Stream::buffered(files, path)?;
         let mut magic = [0; 8];
         file.read_exact(&mut magic)?;
         if magic != *MAGIC {
@@ -183,11 +189,12 @@ impl SnapshotReader {
 
 /// Reads all of a snapshot and answers what it is of, and its size.
 pub(crate) fn verify(
+    files: &dyn Files,
     path: &Path,
     origin: Origin,
     key: &crate::state::SetKey,
 ) -> io::Result<SnapshotMeta> {
-    let mut reader = SnapshotReader::open(path, origin)?;
+    let mut reader = SnapshotReader::open(files, path, origin)?;
     let mut sums = Note::default();
     while let Some(chunk) = reader.next_chunk()? {
         for (name, value) in chunk {

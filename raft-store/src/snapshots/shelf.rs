@@ -1,12 +1,13 @@
 //! Where the snapshots stand: the two newest that were read back whole.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::files::{make_dir, publish, sync_dir};
+use wal::Files;
+
+use crate::files::{Stream, Writer, make_dir, publish};
 use crate::snapshots::format::{self, Origin, SnapshotReader};
 use crate::state::SetKey;
 use crate::types::{SnapshotMeta, index_of};
@@ -24,6 +25,7 @@ pub(crate) struct SnapshotFile {
 
 #[derive(Debug)]
 pub(crate) struct Shelf {
+    disk: Arc<dyn Files>,
     dir: PathBuf,
     origin: Origin,
     key: SetKey,
@@ -41,36 +43,42 @@ impl SnapshotFile {
 impl Shelf {
     /// Reads every snapshot there is. What is damaged goes to the quarantine.
     pub(crate) fn open(
+        disk: Arc<dyn Files>,
         dir: PathBuf,
         quarantine: &Path,
         origin: Origin,
         key: SetKey,
     ) -> io::Result<Self> {
-        make_dir(&dir)?;
+        make_dir(&*disk, &dir)?;
         let mut files = Vec::new();
-        for entry in fs::read_dir(&dir)? {
-            let path = entry?.path();
+        for name in disk.list(&dir)? {
+            let path = dir.join(&name);
             if path.extension().is_none_or(|extension| extension != "snapshot") {
                 // An upload or a build that was cut off.
-                fs::remove_file(&path)?;
+                disk.remove(&path)?;
                 continue;
             }
-            match format::verify(&path, origin, &key) {
+            match format::verify(&*disk, &path, origin, &key) {
                 Ok(meta) => {
-                    let bytes = fs::metadata(&path)?.len();
+                    let bytes = disk.open(&path)?.size()?;
                     files.push(SnapshotFile { path, meta, bytes });
                 }
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a snapshot is damaged");
                     metrics::counter!("strongroom_snapshot_damaged_total").increment(1);
-                    make_dir(quarantine)?;
-                    fs::rename(&path, quarantine.join(path.file_name().unwrap_or_default()))?;
-                    sync_dir(&dir)?;
+                    make_dir(&*disk, quarantine)?;
+                    disk.rename(&path, &quarantine.join(&name))?;
+                    disk.sync_dir(&dir)?;
                 }
             }
         }
         files.sort_by_key(SnapshotFile::index);
-        Ok(Self { dir, origin, key, files: Mutex::new(files), asides: AtomicU64::new(0) })
+        let (files, asides) = (Mutex::new(files), AtomicU64::new(0));
+        Ok(Self { disk, dir, origin, key, files, asides })
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Files {
+        &*self.disk
     }
 
     pub(crate) fn origin(&self) -> Origin {
@@ -99,12 +107,12 @@ impl Shelf {
     }
 
     pub(crate) fn reader(&self, path: &Path) -> io::Result<SnapshotReader> {
-        SnapshotReader::open(path, self.origin)
+        SnapshotReader::open(self.disk(), path, self.origin)
     }
 
     /// Reads a file to its end and answers what it is a snapshot of.
     pub(crate) fn verify(&self, path: &Path) -> io::Result<SnapshotMeta> {
-        format::verify(path, self.origin, &self.key)
+        format::verify(self.disk(), path, self.origin, &self.key)
     }
 
     /// Takes a file in, if it is whole; it is moved when it stands here already, else copied. The
@@ -114,15 +122,17 @@ impl Shelf {
             path.to_path_buf()
         } else {
             let aside = self.aside();
-            fs::copy(path, &aside)?;
+            let mut copy = Writer::create(self.disk(), &aside)?;
+            io::copy(&mut Stream::buffered(self.disk(), path)?, &mut copy)?;
+            copy.finish()?;
             aside
         };
         let meta = self.verify(&aside)?;
         let kept = self.dir.join(format::file_name(&meta));
         if aside != kept {
-            publish(&aside, &kept)?;
+            publish(self.disk(), &aside, &kept)?;
         }
-        let bytes = fs::metadata(&kept)?.len();
+        let bytes = self.disk.open(&kept)?.size()?;
         let file = SnapshotFile { path: kept, meta, bytes };
         let mut files = self.files();
         files.retain(|other| other.path != file.path);
@@ -130,7 +140,7 @@ impl Shelf {
         files.sort_by_key(SnapshotFile::index);
         while files.len() > KEPT {
             let oldest = files.remove(0);
-            if let Err(error) = fs::remove_file(&oldest.path) {
+            if let Err(error) = self.disk.remove(&oldest.path) {
                 tracing::warn!(path = %oldest.path.display(), %error, "an old snapshot stays");
             }
         }

@@ -3,13 +3,15 @@
 //! A rebuild never touches the files it replaces. The file `CURRENT` says which generation is used,
 //! and is replaced by a rename; what is found damaged is moved to the quarantine, not deleted.
 
-use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::files::{make_dir, sync_dir, write_durably};
+use wal::Files;
+
+use crate::files::{make_dir, read, remove_if_there, write_durably};
 use crate::snapshots::SnapshotReader;
 use crate::state::digest::SetKey;
 use crate::state::note::{NOTE_KEY, Note};
@@ -19,6 +21,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 pub(crate) struct Generations {
+    disk: Arc<dyn Files>,
     dir: PathBuf,
     quarantine: PathBuf,
     cache_bytes: u64,
@@ -35,13 +38,14 @@ pub(crate) struct Loaded {
 
 impl Generations {
     pub(crate) fn new(
+        disk: Arc<dyn Files>,
         dir: PathBuf,
         quarantine: PathBuf,
         cache_bytes: u64,
         key: SetKey,
     ) -> io::Result<Self> {
-        make_dir(&dir)?;
-        Ok(Self { dir, quarantine, cache_bytes, key })
+        make_dir(&*disk, &dir)?;
+        Ok(Self { disk, dir, quarantine, cache_bytes, key })
     }
 
     pub(crate) fn key(&self) -> &SetKey {
@@ -54,29 +58,29 @@ impl Generations {
 
     /// The generation in use, if there ever was one.
     pub(crate) fn current(&self) -> io::Result<Option<u64>> {
-        let text = match fs::read_to_string(self.dir.join("CURRENT")) {
+        let text = match read(&*self.disk, &self.dir.join("CURRENT")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text?,
         };
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "CURRENT is no number");
-        text.trim().parse().map(Some).map_err(|_| invalid())
+        parsed(&text).map(Some).ok_or_else(invalid)
     }
 
     /// From here on `number` is the one.
     pub(crate) fn switch(&self, number: u64) -> io::Result<()> {
-        write_durably(&self.dir.join("CURRENT"), format!("{number}\n").as_bytes())
+        write_durably(&*self.disk, &self.dir.join("CURRENT"), format!("{number}\n").as_bytes())
     }
 
     /// Opens a generation and checks all of it. An error is damage; nothing was changed then but
     /// what sled itself repaired.
     pub(crate) fn open(&self, number: u64) -> Result<Loaded, String> {
         let marker = self.dir.join("OPENING");
-        let tried =
-            fs::read_to_string(&marker).map_or(0, |text| text.trim().parse::<u32>().unwrap_or(0));
+        let tried = read(&*self.disk, &marker).map_or(0, |text| parsed(&text).unwrap_or(0));
         if tried >= 2 {
             return Err("the process died twice while opening it".into());
         }
-        let wrote = write_durably(&marker, format!("{}\n", tried + 1).as_bytes());
+        let text = format!("{}\n", tried + 1);
+        let wrote = write_durably(&*self.disk, &marker, text.as_bytes());
         wrote.map_err(|error| format!("OPENING can not be written: {error}"))?;
         let checked = catch_unwind(AssertUnwindSafe(|| {
             let tree = self.open_tree(number)?;
@@ -88,13 +92,13 @@ impl Generations {
             let said = said.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
             Err(format!("sled panicked: {}", said.unwrap_or_default()))
         });
-        fs::remove_file(&marker).map_err(|error| format!("OPENING stays: {error}"))?;
+        self.disk.remove(&marker).map_err(|error| format!("OPENING stays: {error}"))?;
         loaded
     }
 
     fn open_tree(&self, number: u64) -> Result<sled::Db, String> {
         let path = self.path(number);
-        remove_torn_snapshots(&path).map_err(|error| error.to_string())?;
+        remove_torn_snapshots(&*self.disk, &path).map_err(|error| error.to_string())?;
         let config = sled::Config::new()
             .path(&path)
             .cache_capacity(self.cache_bytes)
@@ -151,35 +155,37 @@ impl Generations {
     pub(crate) fn sync(&self, number: u64, tree: &sled::Db) -> io::Result<()> {
         tree.flush().map_err(io::Error::other)?;
         let path = self.path(number);
-        fs::File::options().read(true).write(true).open(path.join("db"))?.sync_data()?;
-        sync_dir(&path)?;
-        sync_dir(&self.dir)
+        self.disk.open(&path.join("db"))?.sync_data()?;
+        self.disk.sync_dir(&path)?;
+        self.disk.sync_dir(&self.dir)
     }
 
     /// Puts a damaged generation out of the way, for a person to look at.
     pub(crate) fn quarantine(&self, number: u64) -> io::Result<()> {
-        make_dir(&self.quarantine)?;
+        make_dir(&*self.disk, &self.quarantine)?;
         let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let target = self.quarantine.join(format!("state-{now}-gen-{number:06}"));
-        match fs::rename(self.path(number), target) {
+        match self.disk.rename(&self.path(number), &target) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             moved => moved?,
         }
-        let _ = fs::remove_file(self.dir.join("OPENING"));
-        sync_dir(&self.dir)?;
-        sync_dir(&self.quarantine)
+        remove_if_there(&*self.disk, &self.dir.join("OPENING"))?;
+        self.disk.sync_dir(&self.dir)?;
+        self.disk.sync_dir(&self.quarantine)
     }
 
     /// How many generations were quarantined within the last `span`.
     pub(crate) fn quarantined_within(&self, span: Duration) -> usize {
         let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        let at = |entry: fs::DirEntry| {
-            let name = entry.file_name();
-            let at: u64 = name.to_str()?.strip_prefix("state-")?.split('-').next()?.parse().ok()?;
-            Some(at)
+        let at = |name: String| -> Option<u64> {
+            name.strip_prefix("state-")?.split('-').next()?.parse().ok()
         };
-        let entries = fs::read_dir(&self.quarantine).into_iter().flatten().flatten();
-        entries.filter_map(at).filter(|at| now.saturating_sub(*at) < span.as_secs()).count()
+        let names = self.disk.list(&self.quarantine).unwrap_or_default();
+        names
+            .into_iter()
+            .filter_map(at)
+            .filter(|at| now.saturating_sub(*at) < span.as_secs())
+            .count()
     }
 
     pub(crate) fn quarantine_dir(&self) -> &Path {
@@ -189,16 +195,16 @@ impl Generations {
     /// Removes what an interrupted rebuild or an earlier life left.
     pub(crate) fn remove_others(&self, current: u64) {
         let keep = self.path(current);
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let is_generation = entry.file_name().to_str().is_some_and(|n| n.starts_with("gen-"));
-            if is_generation && entry.path() != keep {
-                let _ = fs::remove_dir_all(entry.path());
+        for name in self.disk.list(&self.dir).unwrap_or_default() {
+            let path = self.dir.join(&name);
+            if name.starts_with("gen-") && path != keep {
+                let _ = self.disk.remove_dir_all(&path);
             }
         }
     }
 
     fn clear(&self, number: u64) -> io::Result<()> {
-        match fs::remove_dir_all(self.path(number)) {
+        match self.disk.remove_dir_all(&self.path(number)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
@@ -224,19 +230,18 @@ fn check(tree: &sled::Db, key: &SetKey) -> Result<Note, String> {
 }
 
 /// A `snap.*.generating` of a crash makes sled refuse to open; without it, it reads its whole log.
-fn remove_torn_snapshots(path: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(path) {
+fn remove_torn_snapshots(disk: &dyn Files, path: &Path) -> io::Result<()> {
+    let names = match disk.list(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
+        names => names?,
     };
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|n| n.starts_with("snap.") && n.ends_with(".generating")) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+    let torn = |name: &String| name.starts_with("snap.") && name.ends_with(".generating");
+    names.iter().filter(|name| torn(name)).try_for_each(|name| disk.remove(&path.join(name)))
+}
+
+/// A file that holds nothing but a number.
+fn parsed<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 fn is_locked(error: &sled::Error) -> bool {
