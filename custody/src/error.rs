@@ -131,6 +131,7 @@ impl From<Reject> for Error {
             Reject::TooManyIdempotencyKeys => Self::RateLimited(reject.to_string()),
             Reject::JoinRefused => Self::Forbidden,
             Reject::Revoked => Self::Unauthenticated,
+            Reject::NeedsFormat { .. } => Self::WrongState(reject.to_string()),
             Reject::Initialised => Self::WrongState("the cluster exists already".into()),
             // Repeated where they arise; what is left over is a race that was lost too often.
             Reject::StaleVersion { .. } | Reject::StaleEpoch { .. } => {

@@ -101,7 +101,8 @@ fn revision(receipt: &domain::Receipt) -> Option<Revision> {
         | domain::Receipt::Join(_)
         | domain::Receipt::Member(_)
         | domain::Receipt::Epoch(_)
-        | domain::Receipt::Rewrapped(_) => None,
+        | domain::Receipt::Rewrapped(_)
+        | domain::Receipt::Kit(_) => None,
     }
 }
 

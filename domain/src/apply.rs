@@ -6,13 +6,14 @@
 mod cluster;
 mod epochs;
 mod keys;
+mod kits;
 pub(crate) mod memory;
 mod tokens;
 
 use crate::records::{at, read};
 use crate::{
-    Answer, Broken, Change, Changes, Cluster, Command, Draft, MAX_JUMP, Outcome, Receipt, Records,
-    Reject, Revision, Time,
+    Answer, Broken, Change, Changes, Cluster, Command, Draft, FORMAT_OLDEST, MAX_JUMP, Outcome,
+    Receipt, Records, Reject, Revision, Time,
 };
 
 /// The largest record that a change may bring in. Stores keep records up to 4 KiB well; the rest is
@@ -73,10 +74,23 @@ impl<R: Records> Applying<'_, R> {
         // Before room is asked for: what is over takes none.
         self.expire(command)?;
         self.make_room(command)?;
+        self.gate(command)?;
         let receipt = self.change(command)?;
         self.remember(command, &receipt)?;
         self.bound(command)?;
         Ok(Answer { receipt, replayed: false })
+    }
+
+    /// Refuses what the format in force does not know yet.
+    fn gate(&self, command: &Command) -> Result<(), Stop> {
+        let needed = command.change.format();
+        if needed > FORMAT_OLDEST {
+            let current = self.cluster()?.format;
+            if current < needed {
+                return Err(Reject::NeedsFormat { needed, current }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Refuses what brings in more than a record may hold. Only what brings text of its proposer
@@ -91,6 +105,7 @@ impl<R: Records> Applying<'_, R> {
                 | Change::RequestJoin { .. }
                 | Change::ApproveJoin { .. }
                 | Change::MoveMember { .. }
+                | Change::PinKit { .. }
         );
         let bytes = self.draft.largest();
         if brings_text && bytes > MAX_BROUGHT {
@@ -138,6 +153,12 @@ impl<R: Records> Applying<'_, R> {
             Change::RetireEpoch { epoch } => self.retire_epoch(*epoch),
             Change::ForgetEpoch { epoch, node } => self.forget_epoch(*epoch, *node),
             Change::PatchSettings(patch) => self.patch_settings(patch),
+            Change::SwitchFormat { to } => self.switch_format(*to),
+            Change::PinKit { kit } => self.pin_kit(kit),
+            Change::DropKit { id } => self.drop_kit(*id),
+            Change::ProposeEscrowedEpoch { epoch, escrow } => {
+                self.propose_escrowed_epoch(epoch, escrow)
+            }
         }
     }
 

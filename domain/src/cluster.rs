@@ -1,11 +1,36 @@
 //! The cluster itself.
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::{ClusterId, Epoch, Lineage, NodeId, Revision};
 
-/// The format that selects the semantics of `apply` and the bytes under the digest.
-pub const FORMAT: u16 = 1;
+/// The newest format of the state that this program knows. The format in force is in the state
+/// ([`Cluster::format`]); it selects the semantics of `apply` and the bytes under the digest.
+///
+/// 1. The first.
+/// 2. Recovery kits, epochs that are escrowed to them, succession.
+pub const FORMAT: u16 = 2;
+
+/// The oldest format that this program reads, and the one in which every log begins:
+/// [`crate::Change::SwitchFormat`] leads on from there, so that a log is replayed as it was written.
+pub const FORMAT_OLDEST: u16 = 1;
+
+/// A state, a log or a cluster of a format that this node does not read.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[error(
+    "format {found} is in force, this node reads up to format {most}: run a program that knows \
+     format {found}, and leave `format_max` out of its configuration"
+)]
+pub struct NewerFormat {
+    pub found: u16,
+    pub most: u16,
+}
+
+/// Whether a node that reads up to `most` reads `found`.
+pub fn readable(found: u16, most: u16) -> Result<(), NewerFormat> {
+    if found > most { Err(NewerFormat { found, most }) } else { Ok(()) }
+}
 
 /// Who may admit members: `threshold` of these Ed25519 public keys must sign a statement.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

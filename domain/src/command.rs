@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use crate::{
     Algorithm, Authority, ClusterId, Epoch, Join, JoinToken, KekEpoch, KekId, Key, KeyId, KeyState,
-    KeyVersion, Lineage, Member, Namespace, NodeId, Operation, Operators, Principal, Purpose,
-    Revision, Role, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time, Token,
-    TokenId, Version, Vote, Wrapped,
+    KeyVersion, Kit, KitId, Lineage, Member, Namespace, NodeId, Operation, Operators, Principal,
+    Purpose, Revision, Role, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time,
+    Token, TokenId, Version, Vote, Wrapped,
 };
 
 /// A change, complete in itself: ids, times and wrapped bytes were chosen by the proposer, so that
@@ -160,6 +160,60 @@ pub enum Change {
     },
 
     PatchSettings(SettingsPatch),
+
+    /// Every member can: from here on the semantics are those of the format `to`. A replica that
+    /// does not know it stops here, before it could read anything as something it is not.
+    SwitchFormat {
+        to: u16,
+    },
+    /// From the next epoch on the KEK is wrapped to this kit, too.
+    PinKit {
+        kit: Box<Kit>,
+    },
+    DropKit {
+        id: KitId,
+    },
+    /// As `ProposeEpoch`, with the KEK wrapped to each pinned kit besides.
+    ProposeEscrowedEpoch {
+        epoch: Box<NewEpoch>,
+        escrow: BTreeMap<KitId, Vec<u8>>,
+    },
+}
+
+impl Change {
+    /// The oldest format of the state in which it may be applied.
+    pub fn format(&self) -> u16 {
+        match self {
+            Self::Initialise(_)
+            | Self::Tick { .. }
+            | Self::CreateKey(_)
+            | Self::UpdateKey { .. }
+            | Self::RotateKey { .. }
+            | Self::EnableKey { .. }
+            | Self::DisableKey { .. }
+            | Self::ScheduleKeyDestruction { .. }
+            | Self::CancelKeyDestruction { .. }
+            | Self::EnableVersion { .. }
+            | Self::DisableVersion { .. }
+            | Self::ScheduleVersionDestruction { .. }
+            | Self::CancelVersionDestruction { .. }
+            | Self::CreateToken { .. }
+            | Self::RevokeToken { .. }
+            | Self::CreateJoinToken { .. }
+            | Self::RequestJoin { .. }
+            | Self::ApproveJoin { .. }
+            | Self::SetStanding { .. }
+            | Self::MoveMember { .. }
+            | Self::ProposeEpoch(_)
+            | Self::AcknowledgeEpoch { .. }
+            | Self::Rewrap { .. }
+            | Self::RetireEpoch { .. }
+            | Self::ForgetEpoch { .. }
+            | Self::PatchSettings(_)
+            | Self::SwitchFormat { .. } => 1,
+            Self::PinKit { .. } | Self::DropKit { .. } | Self::ProposeEscrowedEpoch { .. } => 2,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -237,6 +291,7 @@ pub enum Receipt {
     /// How many versions changed their epoch; the others had moved on.
     Rewrapped(u32),
     Settings(Box<Settings>, Revision),
+    Kit(Box<Kit>),
 }
 
 /// A receipt, and whether it is the memory of an earlier one under the same `Idempotency-Key`.
@@ -288,6 +343,8 @@ pub enum Reject {
     /// The token it was decided on was revoked before it came to be applied.
     #[error("the credential is no longer valid")]
     Revoked,
+    #[error("that needs format {needed} of the state, which is at format {current}")]
+    NeedsFormat { needed: u16, current: u16 },
 }
 
 impl Statement {

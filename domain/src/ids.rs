@@ -65,6 +65,11 @@ id16!(
     TokenId
 );
 
+id16!(
+    /// A recovery kit.
+    KitId
+);
+
 /// A member, never reused: a node that lost its log comes back under a new id.
 #[derive(
     Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,

@@ -12,6 +12,7 @@ mod encoding;
 mod ids;
 mod kek;
 mod key;
+mod kit;
 mod member;
 mod records;
 mod settings;
@@ -23,16 +24,17 @@ mod token;
 pub mod view;
 
 pub use apply::apply;
-pub use cluster::{Authority, Cluster, FORMAT, Operators};
+pub use cluster::{Authority, Cluster, FORMAT, FORMAT_OLDEST, NewerFormat, Operators, readable};
 pub use command::{
     Answer, Change, Command, CreateKey, Idempotency, Initialise, KeyPatch, NewEpoch, Outcome,
     Receipt, Reject, Rewrap, Target,
 };
 pub use encoding::{Undecodable, decode, encode};
-pub use ids::{ClusterId, Epoch, KekId, KeyId, Lineage, NodeId, Operation, Revision, TokenId};
-pub use ids::{Namespace, Principal, Version};
+pub use ids::{ClusterId, Epoch, KekId, KeyId, KitId, Lineage, Namespace, NodeId, Operation};
+pub use ids::{Principal, Revision, TokenId, Version};
 pub use kek::{EpochState, KekEpoch};
 pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionState, Wrapped};
+pub use kit::{Kit, KitStatement};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
 pub use records::{Broken, Changes, Draft, Record, Records};
 pub use settings::{Settings, SettingsPatch};

@@ -33,10 +33,15 @@ impl Statement {
 
 /// The fingerprint of a node's two public keys, as the node itself shows it.
 pub(crate) fn fingerprint(enrolment: &[u8], identity: &[u8]) -> String {
+    groups(b"strongroom.enrol.v1", &[enrolment, identity])
+}
+
+/// Ten groups of five base-32 digits of the SHA-256 of a label and the parts, each with its length.
+pub(crate) fn groups(label: &[u8], parts: &[&[u8]]) -> String {
     const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut hash = Sha256::new();
-    hash.update(b"strongroom.enrol.v1");
-    for part in [enrolment, identity] {
+    hash.update(label);
+    for part in parts {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }

@@ -137,7 +137,9 @@ pub(crate) fn parse<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, 
 /// The keys of records, one function a table.
 pub(crate) mod at {
     use super::Broken;
-    use crate::{Epoch, KeyId, Namespace, NodeId, Operation, Principal, Time, TokenId, Version};
+    use crate::{
+        Epoch, KeyId, KitId, Namespace, NodeId, Operation, Principal, Time, TokenId, Version,
+    };
 
     const KEY: u8 = 1;
     const KEY_NAME: u8 = 2;
@@ -159,6 +161,8 @@ pub(crate) mod at {
     const SETTINGS: u8 = 18;
     const CLOCK: u8 = 19;
     const AUTHORITY: u8 = 20;
+    pub(crate) const KIT: u8 = 21;
+    const ESCROW: u8 = 22;
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];
@@ -277,5 +281,19 @@ pub(crate) mod at {
     }
     pub(crate) fn authority() -> Vec<u8> {
         vec![AUTHORITY]
+    }
+    pub(crate) fn kit(id: KitId) -> Vec<u8> {
+        join(KIT, &[&id.0])
+    }
+    pub(crate) fn escrow(epoch: Epoch, kit: KitId) -> Vec<u8> {
+        join(ESCROW, &[&epoch.0.to_be_bytes(), &kit.0])
+    }
+    pub(crate) fn escrows(epoch: Epoch) -> Vec<u8> {
+        join(ESCROW, &[&epoch.0.to_be_bytes()])
+    }
+    /// To which kit an `escrow` record is.
+    pub(crate) fn parse_escrow(record: &[u8]) -> Result<KitId, Broken> {
+        let kit = record.get(5..).and_then(|kit| kit.try_into().ok());
+        kit.map(KitId).ok_or_else(|| malformed(record))
     }
 }

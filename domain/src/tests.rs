@@ -2,9 +2,11 @@
 
 mod clock;
 mod epochs;
+mod formats;
 mod golden;
 mod house;
 mod keys;
+mod kits;
 mod laws;
 mod members;
 mod memory;

@@ -1,12 +1,14 @@
 //! Questions about the records, asked of one view.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 
 use crate::records::at::{self, Due};
 use crate::records::{parse, read};
 use crate::{
-    Authority, Broken, Cluster, Epoch, Join, JoinToken, KekEpoch, Key, KeyId, KeyVersion, Member,
-    Namespace, NodeId, Records, Settings, Time, Token, TokenId, Version,
+    Authority, Broken, Cluster, Epoch, Join, JoinToken, KekEpoch, Key, KeyId, KeyVersion, Kit,
+    KitId, Member, Namespace, NodeId, Records, Settings, Time, Token, TokenId, Version,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -123,6 +125,24 @@ pub fn epoch(records: &impl Records, epoch: Epoch) -> Result<Option<KekEpoch>, B
 
 pub fn epochs(records: &impl Records) -> Result<Vec<KekEpoch>, Broken> {
     table(records, at::EPOCH)
+}
+
+/// The pinned recovery kits.
+pub fn kits(records: &impl Records) -> Result<Vec<Kit>, Broken> {
+    table(records, at::KIT)
+}
+
+pub fn kit(records: &impl Records, id: KitId) -> Result<Option<Kit>, Broken> {
+    read(records, &at::kit(id))
+}
+
+/// The KEK of an epoch as it was wrapped to kits, some of which may have been dropped since.
+pub fn escrow(records: &impl Records, epoch: Epoch) -> Result<BTreeMap<KitId, Vec<u8>>, Broken> {
+    records
+        .scan(&at::escrows(epoch), None, WHOLE)?
+        .iter()
+        .map(|(record, bytes)| Ok((at::parse_escrow(record)?, parse(record, bytes)?)))
+        .collect()
 }
 
 /// How many versions are wrapped under an epoch.

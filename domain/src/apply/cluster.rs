@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Applying, Stop};
 use crate::records::{at, read};
 use crate::{
-    Change, Cluster, EpochState, FORMAT, Initialise, Join, JoinStatus, JoinToken, KekEpoch, Member,
-    NodeId, Receipt, Records, Reject, Settings, SettingsPatch, Signature, Span, Standing,
-    Statement, Time, decode,
+    Broken, Change, Cluster, EpochState, FORMAT, FORMAT_OLDEST, Initialise, Join, JoinStatus,
+    JoinToken, KekEpoch, Member, NodeId, Receipt, Records, Reject, Settings, SettingsPatch,
+    Signature, Span, Standing, Statement, Time, decode, readable,
 };
 
 impl<R: Records> Applying<'_, R> {
@@ -18,7 +18,8 @@ impl<R: Records> Applying<'_, R> {
         let cluster = Cluster {
             id: first.cluster,
             lineage: first.lineage,
-            format: FORMAT,
+            // As every log began: what switches it follows.
+            format: FORMAT_OLDEST,
             operators: first.operators.clone(),
             next_node: NodeId(first.member.node.0.saturating_add(1)),
             active_epoch: first.epoch.epoch,
@@ -207,6 +208,22 @@ impl<R: Records> Applying<'_, R> {
         self.draft.put(at::cluster(), &cluster);
         self.draft.put(at::member(member.node), member);
         Ok(Receipt::Member(Box::new(member.clone())))
+    }
+
+    /// A format that this program does not know is no rejection: others accept it.
+    pub(super) fn switch_format(&mut self, to: u16) -> Result<Receipt, Stop> {
+        let mut cluster = self.cluster()?;
+        if to < cluster.format {
+            let why =
+                format!("format {} is in force, and does not go back to {to}", cluster.format);
+            return Err(Reject::WrongState(why).into());
+        }
+        readable(to, FORMAT).map_err(|newer| Broken(newer.to_string()))?;
+        if to > cluster.format {
+            cluster.format = to;
+            self.draft.put(at::cluster(), &cluster);
+        }
+        Ok(Receipt::Done)
     }
 
     pub(super) fn patch_settings(&mut self, patch: &SettingsPatch) -> Result<Receipt, Stop> {

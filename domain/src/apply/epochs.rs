@@ -25,6 +25,7 @@ impl<R: Records> Applying<'_, R> {
         {
             earlier.state = EpochState::Abandoned;
             self.draft.put(at::epoch(earlier.epoch), &earlier);
+            self.drop_escrow(earlier.epoch)?;
         }
         let epoch = self.put_epoch(new, EpochState::Distributing, BTreeSet::new());
         cluster.latest_epoch = new.epoch;
@@ -127,6 +128,7 @@ impl<R: Records> Applying<'_, R> {
         held.state = EpochState::Retired;
         held.shares.clear();
         self.draft.put(at::epoch(epoch), &held);
+        self.drop_escrow(epoch)?;
         Ok(Receipt::Epoch(Box::new(held.without_shares())))
     }
 

@@ -51,7 +51,8 @@ impl Memory {
             | Receipt::Member(_)
             | Receipt::Epoch(_)
             | Receipt::Rewrapped(_)
-            | Receipt::Settings(..) => Self::Kept(receipt.clone()),
+            | Receipt::Settings(..)
+            | Receipt::Kit(_) => Self::Kept(receipt.clone()),
         }
     }
 

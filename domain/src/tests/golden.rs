@@ -13,8 +13,9 @@ use serde::de::DeserializeOwned;
 use super::samples;
 use crate::apply::memory::{Answered, Expiring, Memory};
 use crate::{
-    Authority, Cluster, Command, Join, JoinToken, KekEpoch, Key, KeyVersion, Member, Namespace,
-    Outcome, Settings, Statement, Time, Token, TokenId, Undecodable, decode, encode,
+    Authority, Change, Cluster, Command, Join, JoinToken, KekEpoch, Key, KeyVersion, Kit,
+    KitStatement, Member, Namespace, Outcome, Settings, Statement, Time, Token, TokenId,
+    Undecodable, decode, encode,
 };
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
@@ -30,8 +31,7 @@ struct Sample {
     again: Again,
 }
 
-fn records() -> Vec<Sample> {
-    let (house, _) = samples::life();
+fn records(house: super::house::House) -> Vec<Sample> {
     house
         .records
         .into_iter()
@@ -55,6 +55,8 @@ fn records() -> Vec<Sample> {
                 18 => again::<Settings>,
                 19 => again::<Time>,
                 20 => again::<Authority>,
+                21 => again::<Kit>,
+                22 => again::<Vec<u8>>,
                 other => panic!("table {other} is not known here"),
             },
             name: hex::encode(record),
@@ -63,9 +65,10 @@ fn records() -> Vec<Sample> {
         .collect()
 }
 
-fn commands() -> Vec<Sample> {
-    let commands = samples::commands().into_iter().zip(1..);
+fn commands(commands: Vec<Command>) -> Vec<Sample> {
     commands
+        .into_iter()
+        .zip(1..)
         .map(|(command, number)| Sample {
             name: format!("{number}-{}", samples::name(&command.change)),
             bytes: encode(&command),
@@ -88,11 +91,24 @@ fn outcomes() -> Vec<Sample> {
 fn statements() -> Vec<Sample> {
     let statement = super::house::statement(2);
     let bytes = statement.to_bytes();
-    vec![Sample { name: "statement".into(), bytes, again: again::<Statement> }]
+    let Change::PinKit { kit } = super::house::kit(40, |_| {}) else { panic!("it pins a kit") };
+    vec![
+        Sample { name: "statement".into(), bytes, again: again::<Statement> },
+        Sample { name: "kit".into(), bytes: kit.statement, again: again::<KitStatement> },
+    ]
 }
 
 fn all() -> Vec<Sample> {
-    [records(), commands(), outcomes(), statements()].into_iter().flatten().collect()
+    [
+        records(samples::life_of_2().0),
+        commands(samples::commands()),
+        commands(samples::commands_of_2()),
+        outcomes(),
+        statements(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn compare(file: &str, samples: Vec<Sample>) {
@@ -114,12 +130,14 @@ fn compare(file: &str, samples: Vec<Sample>) {
 
 #[test]
 fn records_are_the_golden_ones() {
-    compare("records.txt", records());
+    compare("records.txt", records(samples::life().0));
+    compare("records-2.txt", records(samples::life_of_2().0));
 }
 
 #[test]
 fn commands_are_the_golden_ones() {
-    compare("commands.txt", commands());
+    compare("commands.txt", commands(samples::commands()));
+    compare("commands-2.txt", commands(samples::commands_of_2()));
 }
 
 #[test]

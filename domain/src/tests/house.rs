@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::records::at::{self, Due};
 use crate::{
     Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, EpochState, Idempotency,
-    Initialise, KekId, Key, KeyId, KeyState, KeyVersion, Lineage, Member, Namespace, NewEpoch,
-    NodeId, Operation, Operators, Outcome, Principal, Purpose, Receipt, Records, Reject, Revision,
-    Role, Signature, Span, Standing, Statement, Target, Time, Token, TokenId, Version,
-    VersionState, Vote, Wrapped, apply, decode, encode, view,
+    Initialise, KekId, Key, KeyId, KeyState, KeyVersion, Kit, KitId, KitStatement, Lineage, Member,
+    Namespace, NewEpoch, NodeId, Operation, Operators, Outcome, Principal, Purpose, Receipt,
+    Records, Reject, Revision, Role, Signature, Span, Standing, Statement, Target, Time, Token,
+    TokenId, Version, VersionState, Vote, Wrapped, apply, decode, encode, view,
 };
 
 pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -164,6 +164,7 @@ pub(super) fn text(outcome: &Result<Receipt, Reject>) -> String {
         Ok(Receipt::Token(token)) => format!("token {}", token.name),
         Ok(Receipt::JoinToken(token)) => format!("join token for {}", token.uses_left),
         Ok(Receipt::Settings(..)) => "settings".into(),
+        Ok(Receipt::Kit(kit)) => format!("kit {}", kit_statement(kit).name),
         Ok(Receipt::Done) => "done".into(),
         Err(reject) => reject.to_string(),
     }
@@ -188,7 +189,11 @@ pub(super) fn check(records: &Map) {
     assert_eq!(due(Due::DestroyVersion), dying_versions, "doomed versions are, and no others");
     assert_eq!(due(Due::Rotate), rotating, "keys that rotate are queued, and no others");
 
-    let active = view::cluster(records).unwrap().map(|cluster| cluster.active_epoch);
+    let cluster = view::cluster(records).unwrap();
+    if cluster.as_ref().is_some_and(|cluster| cluster.format < 2) {
+        assert!(records.keys().all(|record| record[0] <= 20), "format 1 has tables of format 2");
+    }
+    let active = cluster.map(|cluster| cluster.active_epoch);
     for epoch in view::epochs(records).unwrap() {
         let expected = under.remove(&epoch.epoch).unwrap_or_default();
         let listed = view::under(records, epoch.epoch, usize::MAX).unwrap();
@@ -197,7 +202,9 @@ pub(super) fn check(records: &Map) {
         let counted = view::count_under(records, epoch.epoch).unwrap();
         assert_eq!(counted, expected.len() as u64, "counted under {}", epoch.epoch);
         assert_eq!(epoch.state == EpochState::Active, active == Some(epoch.epoch), "one is active");
+        let escrow = view::escrow(records, epoch.epoch).unwrap();
         if matches!(epoch.state, EpochState::Retired | EpochState::Abandoned) {
+            assert!(escrow.is_empty(), "{} is over and escrowed", epoch.epoch);
             assert!(expected.is_empty(), "{} is over and holds nothing", epoch.epoch);
         }
     }
@@ -449,6 +456,30 @@ pub(super) fn join_token(number: u64, with: impl FnOnce(&mut Invitation)) -> Cha
     let digest = [u8::try_from(number).unwrap(); 32];
     let (id, vote) = (TokenId(id(number)), Vote::Voter);
     Change::CreateJoinToken { id, digest, name, name_pattern, zone, vote, uses, ttl }
+}
+
+/// A kit of 2 of 3 shares, with a public key of the size of real ones.
+pub(super) fn kit(number: u64, with: impl FnOnce(&mut KitStatement)) -> Change {
+    let mut statement = KitStatement {
+        lineage: Lineage(id(2)),
+        id: KitId(id(number)),
+        name: format!("kit-{number}"),
+        public: vec![u8::try_from(number).unwrap(); 422],
+        threshold: 2,
+        shares: 3,
+    };
+    with(&mut statement);
+    let (statement, signatures) = (statement.to_bytes(), vec![signature()]);
+    Change::PinKit { kit: Box::new(Kit { statement, signatures, pinned_at: Time::default() }) }
+}
+
+pub(super) fn kit_statement(kit: &Kit) -> KitStatement {
+    decode(&kit.statement).expect("it decodes")
+}
+
+pub(super) fn propose_escrowed(epoch: u32, nodes: &[NodeId], kits: &[u64]) -> Change {
+    let escrow = kits.iter().map(|kit| (KitId(id(*kit)), vec![0xe5; 384])).collect();
+    Change::ProposeEscrowedEpoch { epoch: Box::new(new_epoch(epoch, nodes)), escrow }
 }
 
 pub(super) fn token(number: u64) -> Change {

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::house::*;
 use crate::{
-    Change, Command, Epoch, EpochState, KeyPatch, NodeId, Principal, Receipt, Reject, Rewrap,
-    SettingsPatch, Span, Standing, Time, TokenId, Version, apply, view,
+    Change, Command, Epoch, EpochState, KeyPatch, KitId, NodeId, Principal, Receipt, Reject,
+    Rewrap, SettingsPatch, Span, Standing, Time, TokenId, Version, apply, view,
 };
 
 /// Numbers that a command is made of, with the state at hand: small pools, so that things meet.
@@ -36,7 +36,7 @@ fn change(house: &House, dice: Dice) -> Change {
         _ => Some(Span(b * HOUR.0)),
     };
     let node = NodeId(1 + a % 6);
-    match kind % 30 {
+    match kind % 34 {
         0 | 1 => {
             create(&if b % 4 == 0 { name.into() } else { format!("k{}", house.index) }, |new| {
                 new.wrapped = wrapped(epoch);
@@ -113,6 +113,22 @@ fn change(house: &House, dice: Dice) -> Change {
             let item = |(key, version)| Rewrap { key, version, wrapped: wrapped(epoch) };
             Change::Rewrap { from, items: found.into_iter().map(item).collect() }
         }
+        30 => Change::SwitchFormat { to: small(d % 3).try_into().expect("a die is small") },
+        31 => kit(40 + a % 3, |kit| {
+            kit.threshold = small(b % 4).try_into().expect("a die is small");
+            kit.name = if c % 5 == 0 { "same".into() } else { format!("kit-{a}") };
+        }),
+        32 => Change::DropKit { id: KitId(id(40 + a % 3)) },
+        33 => {
+            let nodes: Vec<_> = (1..=b % 6).map(NodeId).collect();
+            let pinned = view::kits(&house.records).unwrap();
+            let escrow = pinned.iter().map(|kit| (kit_statement(kit).id, vec![9; 384]));
+            let stranger = (d % 5 == 0).then(|| (KitId(id(49)), vec![9; 384]));
+            Change::ProposeEscrowedEpoch {
+                epoch: Box::new(new_epoch(latest + u32::from(c % 5 != 0), &nodes)),
+                escrow: escrow.chain(stranger).collect(),
+            }
+        }
         _ => match b % 4 {
             0 | 1 => {
                 let epochs = view::epochs(&house.records).unwrap();
@@ -168,6 +184,10 @@ fn compares_and_sets(change: &Change) -> bool {
             | Change::Rewrap { .. }
             | Change::RetireEpoch { .. }
             | Change::ForgetEpoch { .. }
+            | Change::SwitchFormat { .. }
+            | Change::PinKit { .. }
+            | Change::DropKit { .. }
+            | Change::ProposeEscrowedEpoch { .. }
     )
 }
 
@@ -179,6 +199,9 @@ proptest! {
         story in proptest::collection::vec(any::<Dice>(), 1..80),
     ) {
         let mut house = House::of_three();
+        if story.len() % 2 == 0 {
+            house.ok(Change::SwitchFormat { to: 2 });
+        }
         for name in NAMES {
             house.ok(create(name, |_| {}));
         }

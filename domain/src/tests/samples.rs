@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::house::*;
 use crate::{
-    Answer, Change, Command, Epoch, KeyPatch, KeyState, Outcome, Principal, Receipt, Reject,
+    Answer, Change, Command, Epoch, KeyPatch, KeyState, KitId, Outcome, Principal, Receipt, Reject,
     Revision, Rewrap, SettingsPatch, Standing, TokenId, Version, view,
 };
 
@@ -37,10 +37,14 @@ pub(super) fn name(change: &Change) -> &'static str {
         Change::RetireEpoch { .. } => "retire-epoch",
         Change::ForgetEpoch { .. } => "forget-epoch",
         Change::PatchSettings(_) => "patch-settings",
+        Change::SwitchFormat { .. } => "switch-format",
+        Change::PinKit { .. } => "pin-kit",
+        Change::DropKit { .. } => "drop-kit",
+        Change::ProposeEscrowedEpoch { .. } => "propose-escrowed-epoch",
     }
 }
 
-pub(super) const CHANGES: usize = 26;
+pub(super) const CHANGES: usize = 30;
 
 /// A life of a cluster in which every change is accepted once at least, in the order of the log.
 /// Most are told by a caller who names every third of them.
@@ -136,6 +140,22 @@ pub(super) fn commands() -> Vec<Command> {
     commands
 }
 
+/// How the life of [`commands`] goes on once its format is switched to 2.
+pub(super) fn commands_of_2() -> Vec<Command> {
+    let (mut house, _) = life();
+    house.now = BEGIN.plus(DAY);
+    [
+        Change::SwitchFormat { to: 2 },
+        kit(40, |_| {}),
+        kit(41, |spare| (spare.threshold, spare.shares) = (1, 1)),
+        propose_escrowed(3, &[N1, N2], &[40, 41]),
+        Change::DropKit { id: KitId(id(41)) },
+    ]
+    .into_iter()
+    .map(|change| house.command(change))
+    .collect()
+}
+
 /// What the life of [`commands`] leaves, and what was answered on the way.
 pub(super) fn life() -> (House, Vec<Outcome>) {
     let mut house = House::empty();
@@ -143,8 +163,16 @@ pub(super) fn life() -> (House, Vec<Outcome>) {
     (house, outcomes)
 }
 
+/// What [`commands_of_2`] leaves after it.
+pub(super) fn life_of_2() -> (House, Vec<Outcome>) {
+    let (mut house, mut outcomes) = life();
+    outcomes.extend(commands_of_2().iter().map(|command| house.run(command)));
+    (house, outcomes)
+}
+
 /// One of each receipt and each rejection.
 pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
+    let kit = view::kit(&life_of_2().0.records, KitId(id(40))).unwrap().unwrap();
     let (house, _) = life();
     let records = &house.records;
     let node = view::join(records, N2).unwrap().unwrap();
@@ -165,6 +193,7 @@ pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
         ("epoch", Receipt::Epoch(Box::new(epoch))),
         ("rewrapped", Receipt::Rewrapped(3)),
         ("settings", Receipt::Settings(Box::new(settings), Revision(5))),
+        ("kit", Receipt::Kit(Box::new(kit))),
     ];
     let rejects = [
         ("uninitialised", Reject::Uninitialised),
@@ -184,6 +213,7 @@ pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
         ("too-many-idempotency-keys", Reject::TooManyIdempotencyKeys),
         ("join-refused", Reject::JoinRefused),
         ("revoked", Reject::Revoked),
+        ("needs-format", Reject::NeedsFormat { needed: 2, current: 1 }),
     ];
     let receipts = receipts
         .into_iter()
@@ -193,19 +223,22 @@ pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
 
 #[test]
 fn the_life_has_one_of_every_change_and_all_are_accepted() {
-    let (_, outcomes) = life();
-    for (command, outcome) in commands().iter().zip(&outcomes) {
+    let (_, outcomes) = life_of_2();
+    let commands = [commands(), commands_of_2()].concat();
+    for (command, outcome) in commands.iter().zip(&outcomes) {
         assert!(outcome.is_ok(), "{outcome:?}: {command:?}");
     }
-    let names: BTreeSet<_> = commands().iter().map(|command| name(&command.change)).collect();
+    let names: BTreeSet<_> = commands.iter().map(|command| name(&command.change)).collect();
     assert_eq!(names.len(), CHANGES, "{names:?}");
 }
 
 #[test]
 fn the_life_leaves_a_record_in_every_table() {
-    let (house, _) = life();
-    let tables: BTreeSet<u8> = house.records.keys().map(|record| record[0]).collect();
-    assert_eq!(tables, (1..=20).collect::<BTreeSet<u8>>(), "0 is left to whoever stores them");
+    for (house, last) in [(life().0, 20), (life_of_2().0, 22)] {
+        let tables: BTreeSet<u8> = house.records.keys().map(|record| record[0]).collect();
+        let all = (1..=last).collect::<BTreeSet<u8>>();
+        assert_eq!(tables, all, "0 is left to whoever stores them");
+    }
 }
 
 /// The largest of what a cluster plausibly holds: a store keeps records up to 4 KiB well.
