@@ -104,6 +104,8 @@ pub enum TransferError {
 pub enum SnapshotError {
     #[error("no snapshot before the deadline")]
     Timeout,
+    #[error("the snapshot can not be read: {0}")]
+    Unreadable(String),
     #[error("the replica has stopped")]
     Stopped,
 }

@@ -16,6 +16,7 @@
 //! (this crate can not name `crypto` or `hsm`), HTTP, clocks, and retries of proposals whose outcome
 //! is unknown.
 
+pub mod backup;
 mod codec;
 mod config;
 mod error;

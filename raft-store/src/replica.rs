@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::backup::Export;
 use crate::config::{Addresses, Config};
 use crate::error::{
     BarrierError, MembershipError, OpenError, ProposeError, SnapshotError, TransferError,
@@ -28,7 +30,7 @@ use crate::housekeeping::{Housekeeping, Leader, watch_raft};
 use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::recovery::{self, Opened, RecoveryReport};
-use crate::snapshots::Shelf;
+use crate::snapshots::{Shelf, in_background};
 use crate::state::{LogWeight, StateMachine, Store, View};
 use crate::status::{Role, StateDigest, Status};
 use crate::types::{CommittedLeader, Proposal, Raft, TypeConfig, index_of};
@@ -174,11 +176,6 @@ impl Replica {
             replication.into_iter().map(matched).collect::<BTreeMap<_, _>>()
         });
         let quorum_ack = metrics.last_quorum_acked.map(|at| at.elapsed().as_millis());
-        let value = note.digest.to_bytes().iter().fold(String::new(), |mut hex, byte| {
-            use fmt::Write;
-            write!(hex, "{byte:02x}").expect("strings take everything");
-            hex
-        });
         Status {
             id: self.0.node,
             role: role(metrics.state),
@@ -199,7 +196,7 @@ impl Replica {
             replication,
             millis_since_quorum_ack: quorum_ack
                 .map(|millis| u64::try_from(millis).unwrap_or(u64::MAX)),
-            state_digest: StateDigest { index: note.index(), value },
+            state_digest: StateDigest { index: note.index(), value: note.digest.to_hex() },
             state_records: note.records,
             state_bytes: note.bytes,
             recovery: self.0.recovery.clone(),
@@ -300,6 +297,18 @@ impl Replica {
                 }
             }
         }
+    }
+
+    /// A snapshot that holds everything applied by now, open to be read: for a backup.
+    pub async fn export(&self, deadline: Instant) -> Result<Export, SnapshotError> {
+        self.snapshot(deadline).await?;
+        let replica = self.clone();
+        let opened = in_background(move || {
+            let opened = replica.0.shelf.open_newest()?;
+            let gone = || io::Error::new(io::ErrorKind::NotFound, "the snapshot is gone");
+            opened.map(|(file, source)| Export::new(&file, source)).ok_or_else(gone)
+        });
+        opened.await.map_err(|error| SnapshotError::Unreadable(error.to_string()))
     }
 
     /// Ends Raft, makes everything durable and closes it. Other clones only get errors afterwards.

@@ -225,6 +225,7 @@ impl Custody {
             Ok(value) => Ok(Seen { value, index: seen.index }),
             Err(SnapshotError::Stopped) => Err(Error::ShuttingDown),
             Err(SnapshotError::Timeout) => Err(Error::OutcomeUnknown),
+            Err(error @ SnapshotError::Unreadable(_)) => Err(Error::Internal(error.to_string())),
         }
     }
 }

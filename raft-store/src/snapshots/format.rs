@@ -109,33 +109,44 @@ impl SnapshotWriter {
 /// Reads a snapshot from front to end, checking as it goes. Only one that was read to its footer
 /// is known to be whole.
 #[derive(Debug)]
-pub(crate) struct SnapshotReader {
-    file: BufReader<Stream>,
+pub(crate) struct SnapshotReader<R = BufReader<Stream>> {
+    source: R,
     hash: Sha256,
+    origin: Origin,
     meta: SnapshotMeta,
+    /// The key of the last record: they ascend.
+    last: Vec<u8>,
     footer: Option<Footer>,
 }
 
 impl SnapshotReader {
     pub(crate) fn open(files: &dyn Files, path: &Path, origin: Origin) -> io::Result<Self> {
-        let mut file = Stream::buffered(files, path)?;
+        let reader = Self::new(Stream::buffered(files, path)?)?;
+        if reader.origin != origin {
+            return Err(damaged("it is of another cluster"));
+        }
+        Ok(reader)
+    }
+}
+
+impl<R: Read> SnapshotReader<R> {
+    /// Whosever it is: ask [`Self::origin`]. The source should be buffered.
+    pub(crate) fn new(mut source: R) -> io::Result<Self> {
         let mut magic = [0; 8];
-        file.read_exact(&mut magic)?;
+        source.read_exact(&mut magic)?;
         if magic != *MAGIC {
             return Err(damaged("it is no snapshot of a format that this program reads"));
         }
-        let meta = SnapshotMeta::default();
-        let hash = Sha256::new_with_prefix(MAGIC);
-        let mut reader = Self { file, hash, meta, footer: None };
-        let (HEADER, body) = reader.block()? else {
+        let mut hash = Sha256::new_with_prefix(MAGIC);
+        let (HEADER, body) = block(&mut source, &mut hash)? else {
             return Err(damaged("it does not begin with a header"));
         };
-        let header: Header = decode(&body)?;
-        if header.origin != origin {
-            return Err(damaged("it is of another cluster"));
-        }
-        reader.meta = header.meta;
-        Ok(reader)
+        let Header { origin, meta } = decode(&body)?;
+        Ok(Self { source, hash, origin, meta, last: Vec::new(), footer: None })
+    }
+
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
     }
 
     pub(crate) fn meta(&self) -> &SnapshotMeta {
@@ -152,14 +163,18 @@ impl SnapshotReader {
             return Ok(None);
         }
         let sha256: [u8; 32] = self.hash.clone().finalize().into();
-        match self.block()? {
-            (CHUNK, body) => decode(&body).map(Some),
+        match block(&mut self.source, &mut self.hash)? {
+            (CHUNK, body) => {
+                let chunk: Chunk = decode(&body)?;
+                self.check_order(&chunk)?;
+                Ok(Some(chunk))
+            }
             (FOOTER, body) => {
                 let footer: Footer = decode(&body)?;
                 if footer.sha256 != sha256 {
                     return Err(damaged("its hash is another"));
                 }
-                if self.file.read(&mut [0])? != 0 {
+                if self.source.read(&mut [0])? != 0 {
                     return Err(damaged("bytes follow its end"));
                 }
                 self.footer = Some(footer);
@@ -169,22 +184,33 @@ impl SnapshotReader {
         }
     }
 
-    fn block(&mut self) -> io::Result<(u8, Vec<u8>)> {
-        let mut head_read = [0; 9];
-        self.file.read_exact(&mut head_read)?;
-        let length = u32::from_le_bytes(head_read[1..5].try_into().expect("four of nine"));
-        if length > BLOCK_BYTES_MAX {
-            return Err(damaged("a block is too long"));
+    /// The same key twice would count twice and stand once; the byte 0 begins a replica's own note.
+    fn check_order(&mut self, chunk: &Chunk) -> io::Result<()> {
+        for (key, _) in chunk {
+            if *key <= self.last || key[0] == 0 {
+                return Err(damaged("its records are not in their order"));
+            }
+            self.last.clone_from(key);
         }
-        let mut body = vec![0; length as usize];
-        self.file.read_exact(&mut body)?;
-        if head(head_read[0], length, &body) != head_read {
-            return Err(damaged("a checksum does not match"));
-        }
-        self.hash.update(head_read);
-        self.hash.update(&body);
-        Ok((head_read[0], body))
+        Ok(())
     }
+}
+
+fn block(source: &mut impl Read, hash: &mut Sha256) -> io::Result<(u8, Vec<u8>)> {
+    let mut head_read = [0; 9];
+    source.read_exact(&mut head_read)?;
+    let length = u32::from_le_bytes(head_read[1..5].try_into().expect("four of nine"));
+    if length > BLOCK_BYTES_MAX {
+        return Err(damaged("a block is too long"));
+    }
+    let mut body = vec![0; length as usize];
+    source.read_exact(&mut body)?;
+    if head(head_read[0], length, &body) != head_read {
+        return Err(damaged("a checksum does not match"));
+    }
+    hash.update(head_read);
+    hash.update(&body);
+    Ok((head_read[0], body))
 }
 
 /// Reads all of a snapshot and answers what it is of, and its size.

@@ -89,6 +89,15 @@ impl Shelf {
         self.files().last().cloned()
     }
 
+    /// The newest, open: it can be read to its end even if it is removed meanwhile.
+    pub(crate) fn open_newest(&self) -> io::Result<Option<(SnapshotFile, Stream)>> {
+        // Whoever removes one holds the same lock.
+        let files = self.files();
+        let open =
+            |file: &SnapshotFile| Ok((file.clone(), Stream::over(self.disk.open(&file.path)?)?));
+        files.last().map(open).transpose()
+    }
+
     /// Newest first.
     pub(crate) fn all(&self) -> Vec<SnapshotFile> {
         self.files().iter().rev().cloned().collect()

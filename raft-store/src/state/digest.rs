@@ -58,6 +58,14 @@ impl SetDigest {
         bytes
     }
 
+    pub(crate) fn to_hex(self) -> String {
+        use std::fmt::Write;
+        self.to_bytes().iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("strings take everything");
+            hex
+        })
+    }
+
     pub(crate) fn add(&mut self, other: Self) {
         let mut carry = false;
         for (limb, other) in self.0.iter_mut().zip(other.0) {

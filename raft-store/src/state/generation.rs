@@ -3,7 +3,7 @@
 //! A rebuild never touches the files it replaces. The file `CURRENT` says which generation is used,
 //! and is replaced by a rename; what is found damaged is moved to the quarantine, not deleted.
 
-use std::io;
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,7 +128,11 @@ impl Generations {
     }
 
     /// A generation filled from a snapshot, durable and checked, not yet in use.
-    pub(crate) fn fill(&self, number: u64, mut snapshot: SnapshotReader) -> io::Result<Loaded> {
+    pub(crate) fn fill<R: Read>(
+        &self,
+        number: u64,
+        mut snapshot: SnapshotReader<R>,
+    ) -> io::Result<Loaded> {
         self.clear(number)?;
         let tree = self.open_tree(number).map_err(io::Error::other)?;
         let meta = snapshot.meta().clone();

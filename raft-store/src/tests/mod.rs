@@ -1,5 +1,6 @@
 //! Replicas on real parts: the log and sled on a disk, the peers' wire on the loopback.
 
+mod backup;
 mod cluster;
 mod commands;
 mod house;
