@@ -3,10 +3,14 @@
 //! There is deliberately no I/O on the network or on files by name here, no cluster and no HSM.
 //! What this crate can not name it can not misuse.
 
+pub mod canary;
 pub mod digest;
 pub mod envelope;
+pub mod kit;
 pub mod seal;
 pub mod secret;
+mod shamir;
+pub mod share;
 pub mod sign;
 pub mod stream;
 pub mod wrapped;

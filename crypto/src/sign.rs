@@ -16,6 +16,9 @@ use crate::{CryptoError, CryptographicFailure};
 /// The domain of signatures over members' statements.
 pub const MEMBER: &str = "member";
 
+/// The domain of signatures over recovery kits' statements.
+pub const KIT: &str = "recovery-kit";
+
 /// The private key of an operator; the CLI holds it for one command.
 pub struct OperatorKey(SigningKey);
 

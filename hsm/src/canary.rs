@@ -1,25 +1,12 @@
-//! The canary: a few known bytes under a KEK. Whoever opens it has the right KEK, and a device that
-//! opens it works.
+//! Whether a slot opens the canary of its KEK (`crypto::canary`).
 
 use crate::KekId;
 use crate::contract::{Fault, Session};
-use crypto::SecretBytes;
 
-const BYTES: &[u8; 32] = b"strongroom kek canary, version 1";
+pub(crate) use crypto::canary::{is_right, plaintext};
 
-/// What a canary is made of; it is not secret.
-pub(crate) fn plaintext() -> SecretBytes {
-    SecretBytes::from_zeroizing(BYTES.to_vec().into())
-}
-
-/// `label 0x00 | id of the KEK`
 pub(crate) fn aad(kek: KekId) -> Vec<u8> {
-    [&b"strongroom.canary.v1\0"[..], &kek.0].concat()
-}
-
-/// Whether the bytes a slot gave are those of the canary.
-pub(crate) fn is_right(opened: &SecretBytes) -> bool {
-    opened.expose(|bytes| bytes == BYTES)
+    crypto::canary::aad(&kek.0)
 }
 
 /// Opens the canary; without one, tries whether the KEK opens what it just wrapped.

@@ -17,7 +17,6 @@ mod fake;
 mod ladder;
 mod pkcs11;
 mod pool;
-mod share;
 mod slot;
 mod spki;
 

@@ -12,21 +12,16 @@ use std::sync::{Arc, Mutex};
 
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::rsa::{
-    KeySize, OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey,
-    OaepPublicEncryptingKey, PrivateDecryptingKey, PublicEncryptingKey,
-};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use crypto::SecretBytes;
+use crypto::share::{self, PrivateKey};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::contract::{Fault, Hsm, Rung, Session};
 use crate::pool::lock;
-use crate::share::{self, Hash};
 use crate::{HsmError, Info, KekId, MadeEpoch, NodeKeys, OpenError, canary, spki};
 
 const IV: usize = 12;
@@ -63,7 +58,7 @@ struct Kek(Vec<u8>);
 
 /// The two keys of a node, ready for use.
 struct Node {
-    enrolment: OaepPrivateDecryptingKey,
+    enrolment: PrivateKey,
     identity: EcdsaKeyPair,
     public: NodeKeys,
 }
@@ -242,67 +237,43 @@ impl Session for EmbeddedSession {
 
 impl NodeSecrets {
     fn generate() -> Result<Self, Fault> {
-        let enrolment =
-            PrivateDecryptingKey::generate(KeySize::Rsa3072).map_err(|_| broken("RSA"))?;
-        let enrolment: Pkcs8V1Der<'_> = enrolment.as_der().map_err(|_| broken("RSA"))?;
+        let enrolment = PrivateKey::generate().map_err(|_| broken("RSA"))?;
         let identity =
             EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
                 .map_err(|_| broken("ECDSA"))?;
-        Ok(Self { enrolment: enrolment.as_ref().to_vec(), identity: identity.as_ref().to_vec() })
+        Ok(Self {
+            enrolment: enrolment.pkcs8().expose(<[u8]>::to_vec),
+            identity: identity.as_ref().to_vec(),
+        })
     }
 }
 
 impl Node {
     fn new(secrets: &NodeSecrets) -> Result<Self, Fault> {
-        let private = PrivateDecryptingKey::from_pkcs8(&secrets.enrolment)
-            .map_err(|_| broken("the enrolment key"))?;
-        let enrolment: PublicKeyX509Der<'_> =
-            private.public_key().as_der().map_err(|_| broken("the enrolment key"))?;
+        let pkcs8 = SecretBytes::from_zeroizing(secrets.enrolment.clone().into());
+        let enrolment = PrivateKey::from_pkcs8(pkcs8).map_err(|_| broken("the enrolment key"))?;
         let identity = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &secrets.identity)
             .map_err(|_| broken("the identity key"))?;
         let public = NodeKeys {
-            enrolment_spki: enrolment.as_ref().to_vec(),
+            enrolment_spki: enrolment.public().to_vec(),
             identity_spki: spki::p256(identity.public_key().as_ref())
                 .ok_or_else(|| broken("the identity key"))?,
         };
-        let enrolment =
-            OaepPrivateDecryptingKey::new(private).map_err(|_| broken("the enrolment key"))?;
         Ok(Self { enrolment, identity, public })
     }
 
     fn unwrap_share(&self, share: &[u8]) -> Result<SecretBytes, HsmError> {
-        let (hash, ciphertext) = share::parse(share)?;
-        let algorithm = match hash {
-            Hash::Sha1 => &OAEP_SHA1_MGF1SHA1,
-            Hash::Sha256 => &OAEP_SHA256_MGF1SHA256,
-        };
-        let bad = || HsmError::BadShare("it is not for the enrolment key of this slot".to_owned());
-        let room = self.enrolment.min_output_size();
-        let mut length = 0;
-        let opened = SecretBytes::fill(room, |buffer| {
-            let opened = self.enrolment.decrypt(algorithm, ciphertext, buffer, None);
-            opened.map(|plaintext| length = plaintext.len()).map_err(|_| bad())
-        })?;
-        opened.expose(|bytes| {
-            SecretBytes::fill(length, |key| {
-                key.copy_from_slice(&bytes[..length]);
-                Ok(())
-            })
+        share::parse(share).map_err(|error| HsmError::BadShare(error.to_string()))?;
+        let opened = self.enrolment.open(share);
+        opened.map_err(|_| {
+            HsmError::BadShare("it is not for the enrolment key of this slot".to_owned())
         })
     }
 }
 
 fn wrap_to(recipient: &[u8], key: &SecretBytes) -> Result<Vec<u8>, Fault> {
     spki::rsa_parts(recipient)?;
-    let public = PublicEncryptingKey::from_der(recipient)
-        .map_err(|_| Fault::Final(HsmError::BadRecipient))?;
-    let public =
-        OaepPublicEncryptingKey::new(public).map_err(|_| Fault::Final(HsmError::BadRecipient))?;
-    let mut buffer = vec![0; public.ciphertext_size()];
-    let ciphertext = key
-        .expose(|key| public.encrypt(&OAEP_SHA1_MGF1SHA1, key, &mut buffer, None))
-        .map_err(|_| broken("RSA-OAEP"))?;
-    Ok(share::assemble(Hash::Sha1, ciphertext))
+    share::wrap(recipient, key).map_err(|_| Fault::Final(HsmError::BadRecipient))
 }
 
 fn check(cipher: &Aes256Gcm, kek: KekId, canary: &[u8]) -> Result<(), Fault> {

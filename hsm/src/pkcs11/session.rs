@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use crypto::share::{self, Hash};
 use crypto::{SecretBytes, sha256};
 use cryptoki::error::Error;
 use cryptoki::mechanism::aead::GcmParams;
@@ -18,7 +19,6 @@ use super::library::{Library, Pass};
 use super::templates::{self, Role};
 use crate::contract::{Fault, Session};
 use crate::pool::lock;
-use crate::share::{self, Hash};
 use crate::{HsmError, KekId, MadeEpoch, NodeKeys, canary, spki};
 
 const IV: usize = 12;
@@ -134,7 +134,7 @@ impl Session for TokenSession {
         if let Some(held) = session.find(ObjectClass::SECRET_KEY, kek.0.to_vec())? {
             return session.check_canary(held, kek, canary);
         }
-        let (hash, ciphertext) = share::parse(share)?;
+        let (hash, ciphertext) = share::parse(share).map_err(bad_share)?;
         // First for a trial, so that a KEK that is not the right one never becomes a token object.
         let trial = session.unwrap_share(name, kek, hash, ciphertext, false)?;
         let checked = session.check_canary(trial, kek, canary);
@@ -326,7 +326,7 @@ impl Inner {
         let share = self.wrap_to(enrolment_spki, key);
         raw.destroy_object(key).map_err(|error| classify(&error))?;
         let share = share?;
-        let (_, ciphertext) = share::parse(&share)?;
+        let (_, ciphertext) = share::parse(&share).map_err(bad_share)?;
         let private = self.private(Role::Enrolment, name)?;
 
         if raw.decrypt(&oaep(Hash::Sha1), private, ciphertext).is_ok() {
@@ -418,6 +418,10 @@ impl Inner {
         let plaintext = self.raw().decrypt(&mechanism, kek, ciphertext)?;
         Ok(SecretBytes::from_zeroizing(Zeroizing::new(plaintext)))
     }
+}
+
+fn bad_share(error: crypto::CryptoError) -> HsmError {
+    HsmError::BadShare(error.to_string())
 }
 
 fn tag_bits() -> Ulong {
