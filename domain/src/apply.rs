@@ -8,7 +8,10 @@ mod epochs;
 mod keys;
 mod kits;
 pub(crate) mod memory;
+mod succession;
 mod tokens;
+
+pub use succession::succeed;
 
 use crate::records::{at, read};
 use crate::{
@@ -153,6 +156,9 @@ impl<R: Records> Applying<'_, R> {
             Change::RetireEpoch { epoch } => self.retire_epoch(*epoch),
             Change::ForgetEpoch { epoch, node } => self.forget_epoch(*epoch, *node),
             Change::PatchSettings(patch) => self.patch_settings(patch),
+            Change::RotateSucceeded { upto, passed, items } => {
+                self.rotate_succeeded(*upto, *passed, items)
+            }
             Change::SwitchFormat { to } => self.switch_format(*to),
             Change::PinKit { kit } => self.pin_kit(kit),
             Change::DropKit { id } => self.drop_kit(*id),

@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use crate::{
     Algorithm, Authority, ClusterId, Epoch, Join, JoinToken, KekEpoch, KekId, Key, KeyId, KeyState,
-    KeyVersion, Kit, KitId, Lineage, Member, Namespace, NodeId, Operation, Operators, Principal,
-    Purpose, Revision, Role, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time,
-    Token, TokenId, Version, Vote, Wrapped,
+    KeyVersion, Kit, KitId, Lineage, Member, Namespace, NextVersion, NodeId, Operation, Operators,
+    Principal, Purpose, Revision, Role, Settings, SettingsPatch, Signature, Span, Standing,
+    Statement, Time, Token, TokenId, Version, Vote, Wrapped,
 };
 
 /// A change, complete in itself: ids, times and wrapped bytes were chosen by the proposer, so that
@@ -178,6 +178,13 @@ pub enum Change {
         epoch: Box<NewEpoch>,
         escrow: BTreeMap<KitId, Vec<u8>>,
     },
+    /// Rotates keys of a cluster that succeeded another, up to this one in the order of their ids;
+    /// `None` says that there are no more. `passed` were looked at.
+    RotateSucceeded {
+        upto: Option<KeyId>,
+        passed: u64,
+        items: Vec<NextVersion>,
+    },
 }
 
 impl Change {
@@ -211,7 +218,10 @@ impl Change {
             | Self::ForgetEpoch { .. }
             | Self::PatchSettings(_)
             | Self::SwitchFormat { .. } => 1,
-            Self::PinKit { .. } | Self::DropKit { .. } | Self::ProposeEscrowedEpoch { .. } => 2,
+            Self::PinKit { .. }
+            | Self::DropKit { .. }
+            | Self::ProposeEscrowedEpoch { .. }
+            | Self::RotateSucceeded { .. } => 2,
         }
     }
 }

@@ -16,6 +16,7 @@ mod kit;
 mod member;
 mod records;
 mod settings;
+mod succession;
 mod survives;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ mod time;
 mod token;
 pub mod view;
 
-pub use apply::apply;
+pub use apply::{apply, succeed};
 pub use cluster::{Authority, Cluster, FORMAT, FORMAT_OLDEST, NewerFormat, Operators, readable};
 pub use command::{
     Answer, Change, Command, CreateKey, Idempotency, Initialise, KeyPatch, NewEpoch, Outcome,
@@ -38,6 +39,10 @@ pub use kit::{Kit, KitStatement};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
 pub use records::{Broken, Changes, Draft, Record, Records};
 pub use settings::{Settings, SettingsPatch};
+pub use succession::{
+    Callers, Cause, Forbidden, NextVersion, NoSuccession, Plan, Progress, Succession, Tombstone,
+    Tombstones,
+};
 pub use survives::{Survives, Voter, survives};
 pub use time::{MAX_JUMP, Span, Time};
 pub use token::{JoinToken, Role, Token};

@@ -138,22 +138,23 @@ pub(crate) fn parse<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, 
 pub(crate) mod at {
     use super::Broken;
     use crate::{
-        Epoch, KeyId, KitId, Namespace, NodeId, Operation, Principal, Time, TokenId, Version,
+        Epoch, KeyId, KitId, Namespace, NodeId, Operation, Principal, Revision, Time, TokenId,
+        Version,
     };
 
     const KEY: u8 = 1;
-    const KEY_NAME: u8 = 2;
+    pub(crate) const KEY_NAME: u8 = 2;
     const VERSION: u8 = 3;
     pub(crate) const TOKEN: u8 = 4;
-    const TOKEN_DIGEST: u8 = 5;
+    pub(crate) const TOKEN_DIGEST: u8 = 5;
     pub(crate) const MEMBER: u8 = 6;
     pub(crate) const EPOCH: u8 = 7;
     pub(crate) const JOIN_TOKEN: u8 = 8;
     pub(crate) const JOIN: u8 = 9;
-    const DONE: u8 = 10;
-    const ANSWERED: u8 = 11;
-    const EXPIRY: u8 = 12;
-    const ANSWERED_COUNT: u8 = 13;
+    pub(crate) const DONE: u8 = 10;
+    pub(crate) const ANSWERED: u8 = 11;
+    pub(crate) const EXPIRY: u8 = 12;
+    pub(crate) const ANSWERED_COUNT: u8 = 13;
     const UNDER: u8 = 14;
     const UNDER_COUNT: u8 = 15;
     const DUE: u8 = 16;
@@ -161,6 +162,7 @@ pub(crate) mod at {
     const SETTINGS: u8 = 18;
     const CLOCK: u8 = 19;
     const AUTHORITY: u8 = 20;
+    pub(crate) const SUCCESSION: u8 = 23;
     pub(crate) const KIT: u8 = 21;
     const ESCROW: u8 = 22;
 
@@ -281,6 +283,9 @@ pub(crate) mod at {
     }
     pub(crate) fn authority() -> Vec<u8> {
         vec![AUTHORITY]
+    }
+    pub(crate) fn succession(at: Revision) -> Vec<u8> {
+        join(SUCCESSION, &[&at.0.to_be_bytes()])
     }
     pub(crate) fn kit(id: KitId) -> Vec<u8> {
         join(KIT, &[&id.0])

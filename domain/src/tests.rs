@@ -11,4 +11,5 @@ mod laws;
 mod members;
 mod memory;
 mod samples;
+mod succession;
 mod tokens;

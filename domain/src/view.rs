@@ -8,7 +8,7 @@ use crate::records::at::{self, Due};
 use crate::records::{parse, read};
 use crate::{
     Authority, Broken, Cluster, Epoch, Join, JoinToken, KekEpoch, Key, KeyId, KeyVersion, Kit,
-    KitId, Member, Namespace, NodeId, Records, Settings, Time, Token, TokenId, Version,
+    KitId, Member, Namespace, NodeId, Records, Settings, Succession, Time, Token, TokenId, Version,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -29,6 +29,25 @@ pub fn now(records: &impl Records) -> Result<Time, Broken> {
 
 pub fn authority(records: &impl Records) -> Result<Option<Authority>, Broken> {
     read(records, &at::authority())
+}
+
+/// The clusters that this one follows, the oldest first.
+pub fn successions(records: &impl Records) -> Result<Vec<Succession>, Broken> {
+    table(records, at::SUCCESSION)
+}
+
+/// Keys in the order of their ids, from the one after `after`.
+pub fn keys_by_id(
+    records: &impl Records,
+    after: Option<KeyId>,
+    limit: usize,
+) -> Result<Vec<Key>, Broken> {
+    let after = after.map(at::key_name);
+    let found = records.scan(&[at::KEY_NAME], after.as_deref(), limit)?;
+    let named = found.iter().map(|(record, bytes)| parse::<(Namespace, String)>(record, bytes));
+    named
+        .filter_map(|named| named.and_then(|(ns, name)| key(records, &ns, &name)).transpose())
+        .collect()
 }
 
 pub fn key(records: &impl Records, ns: &Namespace, name: &str) -> Result<Option<Key>, Broken> {

@@ -13,7 +13,7 @@ const DESTROYED_AT_ONCE: usize = 64;
 /// Two patches that are each within bounds may not be so together.
 const MAX_LABELS: usize = 16;
 /// Stands for the key itself in a queue of key versions.
-const WHOLE: Version = Version(0);
+pub(super) const WHOLE: Version = Version(0);
 
 impl<R: Records> Applying<'_, R> {
     pub(super) fn create_key(&mut self, new: &CreateKey) -> Result<Receipt, Stop> {
@@ -91,14 +91,23 @@ impl<R: Records> Applying<'_, R> {
         from: Version,
         wrapped: &Wrapped,
     ) -> Result<Receipt, Stop> {
-        let mut key = self.target(target)?;
+        let key = self.target(target)?;
         if key.state != KeyState::Enabled {
             return Err(Reject::WrongKeyState { state: key.state }.into());
         }
         if key.primary != from {
             return Err(Reject::StaleVersion { current: key.primary }.into());
         }
-        key.primary = from.next();
+        self.take_next_version(key, wrapped)
+    }
+
+    /// A key's new primary version.
+    pub(super) fn take_next_version(
+        &mut self,
+        mut key: Key,
+        wrapped: &Wrapped,
+    ) -> Result<Receipt, Stop> {
+        key.primary = key.primary.next();
         self.add_version(key.id, key.primary, wrapped)?;
         if let Some(rotation) = &mut key.rotation {
             rotation.next_at = self.now.plus(rotation.period);
@@ -249,7 +258,7 @@ impl<R: Records> Applying<'_, R> {
         Ok(Receipt::Done)
     }
 
-    fn destroy_key(&mut self, id: KeyId) -> Result<(), Stop> {
+    pub(super) fn destroy_key(&mut self, id: KeyId) -> Result<(), Stop> {
         let mut key = self.key_of(id)?;
         for version in 1..=key.primary.0 {
             self.destroy_version(id, Version(version))?;
@@ -269,7 +278,7 @@ impl<R: Records> Applying<'_, R> {
         Ok(key.ok_or_else(|| Broken(format!("the key {id} is missing")))?)
     }
 
-    fn destroy_version(&mut self, id: KeyId, version: Version) -> Result<(), Stop> {
+    pub(super) fn destroy_version(&mut self, id: KeyId, version: Version) -> Result<(), Stop> {
         let record = at::version(id, version);
         let mut held = read::<KeyVersion>(&self.draft, &record)?
             .ok_or_else(|| Broken(format!("version {version} of the key {id} is missing")))?;
@@ -367,7 +376,7 @@ impl<R: Records> Applying<'_, R> {
         }
     }
 
-    fn changed(&mut self, mut key: Key) -> Result<Receipt, Stop> {
+    pub(super) fn changed(&mut self, mut key: Key) -> Result<Receipt, Stop> {
         key.updated_at = self.now;
         key.revision = self.revision;
         let record = at::key(&key.namespace, &key.name);

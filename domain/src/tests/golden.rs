@@ -14,8 +14,8 @@ use super::samples;
 use crate::apply::memory::{Answered, Expiring, Memory};
 use crate::{
     Authority, Change, Cluster, Command, Join, JoinToken, KekEpoch, Key, KeyVersion, Kit,
-    KitStatement, Member, Namespace, Outcome, Settings, Statement, Time, Token, TokenId,
-    Undecodable, decode, encode,
+    KitStatement, Member, Namespace, Outcome, Settings, Statement, Succession, Time, Token,
+    TokenId, Undecodable, decode, encode,
 };
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
@@ -57,6 +57,7 @@ fn records(house: super::house::House) -> Vec<Sample> {
                 20 => again::<Authority>,
                 21 => again::<Kit>,
                 22 => again::<Vec<u8>>,
+                23 => again::<Succession>,
                 other => panic!("table {other} is not known here"),
             },
             name: hex::encode(record),
@@ -100,9 +101,10 @@ fn statements() -> Vec<Sample> {
 
 fn all() -> Vec<Sample> {
     [
-        records(samples::life_of_2().0),
+        records(samples::life_of_an_heir().0),
         commands(samples::commands()),
         commands(samples::commands_of_2()),
+        commands(samples::commands_of_an_heir()),
         outcomes(),
         statements(),
     ]
@@ -132,12 +134,14 @@ fn compare(file: &str, samples: Vec<Sample>) {
 fn records_are_the_golden_ones() {
     compare("records.txt", records(samples::life().0));
     compare("records-2.txt", records(samples::life_of_2().0));
+    compare("records-heir.txt", records(samples::life_of_an_heir().0));
 }
 
 #[test]
 fn commands_are_the_golden_ones() {
     compare("commands.txt", commands(samples::commands()));
     compare("commands-2.txt", commands(samples::commands_of_2()));
+    compare("commands-heir.txt", commands(samples::commands_of_an_heir()));
 }
 
 #[test]

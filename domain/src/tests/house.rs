@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::records::at::{self, Due};
 use crate::{
-    Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, EpochState, Idempotency,
-    Initialise, KekId, Key, KeyId, KeyState, KeyVersion, Kit, KitId, KitStatement, Lineage, Member,
-    Namespace, NewEpoch, NodeId, Operation, Operators, Outcome, Principal, Purpose, Receipt,
-    Records, Reject, Revision, Role, Signature, Span, Standing, Statement, Target, Time, Token,
-    TokenId, Version, VersionState, Vote, Wrapped, apply, decode, encode, view,
+    Algorithm, Authority, Callers, Cause, Change, ClusterId, Command, CreateKey, Epoch, EpochState,
+    Idempotency, Initialise, KekId, Key, KeyId, KeyState, KeyVersion, Kit, KitId, KitStatement,
+    Lineage, Member, Namespace, NewEpoch, NoSuccession, NodeId, Operation, Operators, Outcome,
+    Plan, Principal, Purpose, Receipt, Records, Reject, Revision, Role, Signature, Span, Standing,
+    Statement, Target, Time, Token, TokenId, Version, VersionState, Vote, Wrapped, apply, decode,
+    encode, view,
 };
 
 pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -90,6 +91,20 @@ impl House {
         assert!(view::now(&self.records).unwrap() >= before, "the log's time went back");
         check(&self.records);
         outcome
+    }
+
+    /// The cluster is succeeded; all that must hold after a command holds after it.
+    pub(super) fn succeed(&mut self, plan: &Plan) -> Result<(), NoSuccession> {
+        let changes = crate::succeed(&self.records, plan)?;
+        for (key, change) in changes {
+            match change {
+                Some(value) => self.records.insert(key, value),
+                None => self.records.remove(&key),
+            };
+        }
+        self.index = plan.revision.0;
+        check(&self.records);
+        Ok(())
     }
 
     pub(super) fn tell(&mut self, change: Change) -> Result<Receipt, Reject> {
@@ -392,6 +407,31 @@ pub(super) fn initialise() -> Initialise {
 
 pub(super) fn signature() -> Signature {
     Signature { by: [9; 32], bytes: vec![8; 64] }
+}
+
+/// A plan that fits: the heir has a share of every KEK, and the callers stay.
+pub(super) fn plan(house: &House) -> Plan {
+    let cluster = view::cluster(&house.records).unwrap().expect("there is a cluster");
+    let node = cluster.next_node;
+    let epochs = view::epochs(&house.records).unwrap();
+    Plan {
+        cause: Cause::Recovered,
+        cluster: ClusterId(id(900 + node.0)),
+        member: Member {
+            node,
+            name: format!("n{node}"),
+            statement: statement(node.0).to_bytes(),
+            ..initialise().member
+        },
+        reason: "two of three are gone".into(),
+        term: 3,
+        index: house.index,
+        revision: Revision(house.index + 1),
+        at: house.now,
+        shares: epochs.iter().map(|epoch| (epoch.epoch, vec![0xdd; 384])).collect(),
+        callers: Callers::Kept,
+        tombstones: None,
+    }
 }
 
 /// Public keys of the size of real ones.

@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// Numbers that a command is made of, with the state at hand: small pools, so that things meet.
-type Dice = [u8; 6];
+pub(super) type Dice = [u8; 6];
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 
 fn change(house: &House, dice: Dice) -> Change {
     let [kind, a, b, c, d, _] = dice.map(u64::from);
@@ -145,7 +145,7 @@ fn change(house: &House, dice: Dice) -> Change {
     }
 }
 
-fn command(house: &mut House, dice: Dice) -> Command {
+pub(super) fn command(house: &mut House, dice: Dice) -> Command {
     let change = change(house, dice);
     let log = view::now(&house.records).unwrap();
     house.now = Time(log.0 + u64::from(dice[5]) * 300 - 15_000);

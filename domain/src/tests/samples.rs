@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::house::*;
 use crate::{
-    Answer, Change, Command, Epoch, KeyPatch, KeyState, KitId, Outcome, Principal, Receipt, Reject,
-    Revision, Rewrap, SettingsPatch, Standing, TokenId, Version, view,
+    Answer, Change, Command, Epoch, KeyPatch, KeyState, KitId, NextVersion, NodeId, Outcome,
+    Principal, Receipt, Reject, Revision, Rewrap, SettingsPatch, Standing, TokenId, Version, view,
 };
 
 /// The name of a change. A new variant does not compile without one, nor pass without a sample.
@@ -37,6 +37,7 @@ pub(super) fn name(change: &Change) -> &'static str {
         Change::RetireEpoch { .. } => "retire-epoch",
         Change::ForgetEpoch { .. } => "forget-epoch",
         Change::PatchSettings(_) => "patch-settings",
+        Change::RotateSucceeded { .. } => "rotate-succeeded",
         Change::SwitchFormat { .. } => "switch-format",
         Change::PinKit { .. } => "pin-kit",
         Change::DropKit { .. } => "drop-kit",
@@ -44,7 +45,7 @@ pub(super) fn name(change: &Change) -> &'static str {
     }
 }
 
-pub(super) const CHANGES: usize = 30;
+pub(super) const CHANGES: usize = 31;
 
 /// A life of a cluster in which every change is accepted once at least, in the order of the log.
 /// Most are told by a caller who names every third of them.
@@ -170,6 +171,35 @@ pub(super) fn life_of_2() -> (House, Vec<Outcome>) {
     (house, outcomes)
 }
 
+/// How the life of [`commands_of_2`] goes on in a cluster that takes its place.
+pub(super) fn commands_of_an_heir() -> Vec<Command> {
+    let mut house = life_of_2().0;
+    house.now = BEGIN.plus(DAY);
+    let next = |name, from| NextVersion { key: new_key(name).id, from, wrapped: wrapped(4) };
+    let heir = NodeId(4);
+    [
+        propose_escrowed(4, &[heir], &[40]),
+        acknowledge(4, heir),
+        Change::RotateSucceeded {
+            upto: Some(new_key("k").id),
+            passed: 2,
+            items: vec![next("k", V2), next("k", V1)],
+        },
+        Change::RotateSucceeded { upto: None, passed: 0, items: Vec::new() },
+    ]
+    .into_iter()
+    .map(|change| house.command(change))
+    .collect()
+}
+
+/// What [`commands_of_an_heir`] leaves.
+pub(super) fn life_of_an_heir() -> (House, Vec<Outcome>) {
+    let (mut house, mut outcomes) = life_of_2();
+    house.succeed(&plan(&house)).expect("it is succeeded");
+    outcomes.extend(commands_of_an_heir().iter().map(|command| house.run(command)));
+    (house, outcomes)
+}
+
 /// One of each receipt and each rejection.
 pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
     let kit = view::kit(&life_of_2().0.records, KitId(id(40))).unwrap().unwrap();
@@ -223,8 +253,8 @@ pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
 
 #[test]
 fn the_life_has_one_of_every_change_and_all_are_accepted() {
-    let (_, outcomes) = life_of_2();
-    let commands = [commands(), commands_of_2()].concat();
+    let (_, outcomes) = life_of_an_heir();
+    let commands = [commands(), commands_of_2(), commands_of_an_heir()].concat();
     for (command, outcome) in commands.iter().zip(&outcomes) {
         assert!(outcome.is_ok(), "{outcome:?}: {command:?}");
     }
