@@ -26,11 +26,13 @@ mod handler;
 mod housekeeping;
 mod log_store;
 mod network;
+mod plant;
 mod recovery;
 mod replica;
 mod snapshots;
 mod state;
 mod status;
+mod survivor;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -40,7 +42,9 @@ pub use error::{
     BarrierError, MembershipError, OpenError, ProposeError, SnapshotError, TransferError,
 };
 pub use handler::Handler;
+pub use plant::{Planted, plant};
 pub use recovery::{RecoveryPath, RecoveryReport};
 pub use replica::{Committed, Replica};
 pub use state::View;
 pub use status::{Role, StateDigest, Status};
+pub use survivor::Survivor;

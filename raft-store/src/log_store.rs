@@ -160,7 +160,7 @@ pub(crate) fn completion() -> (wal::Done, oneshot::Receiver<io::Result<()>>) {
     (Box::new(done), told)
 }
 
-fn parse(entry: &wal::Entry) -> io::Result<Entry> {
+pub(crate) fn parse(entry: &wal::Entry) -> io::Result<Entry> {
     let payload: Payload = decode(&entry.payload).map_err(|error| {
         io::Error::new(error.kind(), format!("entry {} of the log: {error}", entry.index))
     })?;

@@ -60,7 +60,7 @@ pub(crate) struct Opened {
 /// Written once. Unknown fields are refused, as in all that is kept.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Identity {
+pub(crate) struct Identity {
     format: u32,
     cluster: String,
     lineage: String,
@@ -80,9 +80,7 @@ pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError
     let (generations, shelf) = prepare(config)?;
     let loaded = empty(&generations, 1)?;
     // Last, since with it the directory holds a replica.
-    let path = dir.join("node.json");
-    let identity = serde_json::to_vec_pretty(&Identity::of(config)).expect("it is plain data");
-    write_durably(files, &path, &identity).map_err(OpenError::io(path))?;
+    Identity::of(config).write(config)?;
     assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
         path: RecoveryPath::Created,
         quarantined: None,
@@ -118,13 +116,19 @@ pub(crate) fn open(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> 
 }
 
 impl Identity {
-    fn of(config: &Config) -> Self {
+    pub(crate) fn of(config: &Config) -> Self {
         Self {
             format: 1,
             cluster: config.cluster.to_string(),
             lineage: config.lineage.to_string(),
             node: config.node.0,
         }
+    }
+
+    pub(crate) fn write(&self, config: &Config) -> Result<(), OpenError> {
+        let path = config.dir.join("node.json");
+        let text = serde_json::to_vec_pretty(self).expect("it is plain data");
+        write_durably(&*config.files, &path, &text).map_err(OpenError::io(path))
     }
 
     fn check(&self, dir: &Path, found: &[u8]) -> Result<(), OpenError> {
@@ -138,7 +142,7 @@ impl Identity {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
+pub(crate) fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("LOCK");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(OpenError::io(&path))?;
@@ -149,7 +153,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn log_options(config: &Config) -> wal::Options {
+pub(crate) fn log_options(config: &Config) -> wal::Options {
     let identity = wal::Identity { cluster: config.cluster.0, node: config.node.0 };
     wal::Options {
         segment_bytes: config.segment_bytes,
@@ -159,7 +163,7 @@ fn log_options(config: &Config) -> wal::Options {
     }
 }
 
-fn prepare(config: &Config) -> Result<(Generations, Shelf), OpenError> {
+pub(crate) fn prepare(config: &Config) -> Result<(Generations, Shelf), OpenError> {
     let (state, snapshots) = (config.dir.join("state"), config.dir.join("snapshots"));
     let key = SetKey::new(&config.lineage.0);
     let origin = Origin { cluster: config.cluster, lineage: config.lineage };

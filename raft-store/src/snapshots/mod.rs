@@ -5,5 +5,5 @@ mod format;
 mod shelf;
 
 pub(crate) use builder::{Builder, Built, in_background};
-pub(crate) use format::{Chunk, Origin, SnapshotReader};
+pub(crate) use format::{Chunk, Origin, SnapshotReader, SnapshotWriter};
 pub(crate) use shelf::{Shelf, SnapshotFile};

@@ -52,9 +52,9 @@ impl LogWeight {
 }
 
 /// What a batch of entries comes to.
-struct Decided {
-    changes: Changes,
-    note: Note,
+pub(crate) struct Decided {
+    pub(crate) changes: Changes,
+    pub(crate) note: Note,
     replies: Vec<Reply>,
     bytes: u64,
 }
@@ -98,7 +98,7 @@ impl StateMachine {
     }
 }
 
-fn decide(store: &Store, entries: Vec<Entry>) -> Result<Decided, Broken> {
+pub(crate) fn decide(store: &Store, entries: Vec<Entry>) -> Result<Decided, Broken> {
     let mut note = store.note();
     let mut replies = Vec::with_capacity(entries.len());
     let mut bytes = 0;

@@ -1,26 +1,32 @@
 //! Records with the changes of earlier entries of the same batch laid over them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use domain::{Broken, Changes, Records};
 
 #[derive(Debug)]
-pub(super) struct Overlay<'a, R> {
+pub(crate) struct Overlay<'a, R> {
     below: &'a R,
-    changes: Changes,
+    changes: Cow<'a, Changes>,
 }
 
 impl<'a, R: Records> Overlay<'a, R> {
     pub(super) fn new(below: &'a R) -> Self {
-        Self { below, changes: Changes::new() }
+        Self { below, changes: Cow::Owned(Changes::new()) }
+    }
+
+    /// With changes that were made before.
+    pub(crate) fn over(below: &'a R, changes: &'a Changes) -> Self {
+        Self { below, changes: Cow::Borrowed(changes) }
     }
 
     pub(super) fn extend(&mut self, changes: Changes) {
-        self.changes.extend(changes);
+        self.changes.to_mut().extend(changes);
     }
 
     pub(super) fn into_changes(self) -> Changes {
-        self.changes
+        self.changes.into_owned()
     }
 }
 

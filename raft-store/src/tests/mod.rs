@@ -4,5 +4,6 @@ mod backup;
 mod cluster;
 mod commands;
 mod house;
+mod plant;
 mod recovery;
 mod suite;
