@@ -174,6 +174,7 @@ fn node(view: NodeView) -> wire::NodeStatus {
         // It was asked for this answer and gave one, or it did not.
         last_contact: heard.then(wire::Time::now),
         state_digest: digest,
+        storage: view.storage.map(sys::storage),
     }
 }
 
@@ -204,6 +205,7 @@ fn member(changed: Changed<Member>) -> Answer {
             lag: None,
             last_contact: None,
             state_digest: None,
+            storage: None,
         })
     })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use custody::{Custody, Health, Phase, Role};
+use custody::{Custody, Health, Phase, Role, Storage, StorageState};
 use wire::{HsmKind, HsmSlot, HsmState};
 
 use crate::call::Call;
@@ -37,7 +37,20 @@ fn rendered(health: Health) -> wire::Health {
         role: Some(role(health.role)),
         leader: health.leader.map(|leader| leader.0),
         hsm: HsmSlot { kind: hsm_kind(health.hsm_kind), state: hsm_state(health.hsm_healthy) },
+        storage: Some(storage_state(health.storage.state)),
         version: health.version,
+    }
+}
+
+pub(crate) fn storage(Storage { state, free_bytes }: Storage) -> wire::Storage {
+    wire::Storage { state: storage_state(state), free_bytes }
+}
+
+fn storage_state(state: StorageState) -> wire::StorageState {
+    match state {
+        StorageState::Ok => wire::StorageState::Ok,
+        StorageState::Low => wire::StorageState::Low,
+        StorageState::Full => wire::StorageState::Full,
     }
 }
 

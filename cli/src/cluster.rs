@@ -289,7 +289,7 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
         ("survives", format!("{} nodes, {} zones", cluster.survives.nodes, cluster.survives.zones)),
     ]);
     let nodes = rows(
-        ["NODE", "NAME", "ADDRESS", "ZONE", "ROLE", "PHASE", "HSM", "APPLIED", "LAG"],
+        ["NODE", "NAME", "ADDRESS", "ZONE", "ROLE", "PHASE", "HSM", "APPLIED", "LAG", "DISK"],
         cluster.nodes.iter().map(|node| {
             let hsm = node.hsm.as_ref().map(|hsm| match &hsm.reason {
                 Some(reason) => format!("{} {} ({reason})", hsm.kind, hsm.state),
@@ -306,6 +306,9 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
                 or_dash(hsm),
                 or_dash(node.applied_index),
                 or_dash(node.lag),
+                or_dash(node.storage.map(|storage| {
+                    format!("{}, {} MiB free", storage.state, storage.free_bytes >> 20)
+                })),
             ]
         }),
     );

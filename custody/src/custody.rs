@@ -7,7 +7,7 @@ use std::time::Duration;
 use domain::{Lineage, NodeId, view};
 use hsm::Slot;
 use peers::Peers;
-use raft_store::{Replica, View};
+use raft_store::{Replica, Storage, View};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -76,6 +76,7 @@ pub struct Health {
     pub leader: Option<NodeId>,
     pub hsm_kind: &'static str,
     pub hsm_healthy: bool,
+    pub storage: Storage,
     pub version: String,
 }
 
@@ -190,6 +191,7 @@ impl Custody {
             leader,
             hsm_kind: self.0.slot.info().kind,
             hsm_healthy: self.0.slot.health().borrow().is_healthy(),
+            storage: status.storage,
             version: self.0.node.version.clone(),
         }
     }

@@ -226,6 +226,49 @@ impl Change {
     }
 }
 
+impl Change {
+    /// Whether it is still taken in while the disk is nearly full, on what is held back for it.
+    ///
+    /// That is what takes something away or calls its taking away off, while time goes on and
+    /// destroys what is due; and what is needed to bring another node into the place of the one
+    /// whose disk is full. Re-wrapping everything can wait.
+    pub fn may_use_reserve(&self) -> bool {
+        match self {
+            Self::Initialise(_)
+            | Self::Tick { .. }
+            | Self::DisableKey { .. }
+            | Self::ScheduleKeyDestruction { .. }
+            | Self::CancelKeyDestruction { .. }
+            | Self::DisableVersion { .. }
+            | Self::ScheduleVersionDestruction { .. }
+            | Self::CancelVersionDestruction { .. }
+            | Self::RevokeToken { .. }
+            | Self::CreateJoinToken { .. }
+            | Self::RequestJoin { .. }
+            | Self::ApproveJoin { .. }
+            | Self::SetStanding { .. }
+            | Self::MoveMember { .. }
+            | Self::ProposeEpoch(_)
+            | Self::ProposeEscrowedEpoch { .. }
+            | Self::AcknowledgeEpoch { .. }
+            | Self::RetireEpoch { .. }
+            | Self::ForgetEpoch { .. }
+            | Self::DropKit { .. } => true,
+            Self::CreateKey(_)
+            | Self::UpdateKey { .. }
+            | Self::RotateKey { .. }
+            | Self::EnableKey { .. }
+            | Self::EnableVersion { .. }
+            | Self::CreateToken { .. }
+            | Self::Rewrap { .. }
+            | Self::PatchSettings(_)
+            | Self::SwitchFormat { .. }
+            | Self::PinKit { .. }
+            | Self::RotateSucceeded { .. } => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Initialise {
     pub cluster: ClusterId,

@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use reader::{Reader, Section};
 
+/// Half of it must hold two segments of the log.
+const RESERVE_MIN: u64 = 256 << 20;
+
 /// All that a server is told.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
@@ -28,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) hsm: Hsm,
     pub(crate) raft: RaftTimes,
+    /// Bytes of the disk that are held back: with less free, changes are refused.
+    pub(crate) reserve: u64,
     pub(crate) log: Log,
 }
 
@@ -153,6 +158,13 @@ impl Config {
         }
         reader.finish(section);
 
+        let mut section = reader.section(&root, "storage", false);
+        let reserve = reader.defaulted(&mut section, "reserve", "512MiB", |text| {
+            let enough = |bytes: &u64| *bytes >= RESERVE_MIN;
+            bytes(text).filter(enough).ok_or("must be a size from 256MiB, such as \"1GiB\"".into())
+        });
+        reader.finish(section);
+
         let mut section = reader.section(&root, "log", false);
         let log = Log {
             format: reader.defaulted(&mut section, "format", "json", log_format),
@@ -180,6 +192,7 @@ impl Config {
                 },
                 hsm: hsm?,
                 raft,
+                reserve,
                 log,
             })
         };
@@ -278,6 +291,20 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(_) => Err("must be a duration such as \"60ms\" or \"5s\"".into()),
     }
+}
+
+/// `KiB`, `MiB`, `GiB` or `TiB` after a whole number; bytes without.
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].trim() {
+        "" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

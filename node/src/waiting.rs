@@ -36,6 +36,7 @@ fn health(slot: &Slot, stage: &watch::Receiver<Stage>) -> Response {
         role: None,
         leader: None,
         hsm: HsmSlot { kind, state },
+        storage: None,
         version: env!("CARGO_PKG_VERSION").into(),
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(health)).into_response()

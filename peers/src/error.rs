@@ -66,6 +66,8 @@ pub enum Refusal {
     Invalid(String),
     #[error("unavailable: {0}")]
     Unavailable(String),
+    #[error("its disk is nearly full")]
+    StorageFull,
 }
 
 /// Why the rest of an upload will not come.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use domain::{ClusterId, Lineage, NodeId};
 use wal::{Files, RealFiles};
 
+use crate::room::{DiskSpace, FreeSpace};
+
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Belongs to this replica alone.
@@ -25,6 +27,11 @@ pub struct Config {
     /// A snapshot is built when the log since the last one is larger than this and than that one.
     pub snapshot_log_bytes: u64,
     pub sled_cache_bytes: u64,
+    /// With less free than this only what may use the reserve is taken in; with less than half of
+    /// it, nothing. At least four times `segment_bytes`, so that the log can always go on.
+    pub reserve_bytes: u64,
+    /// Who says how much is free.
+    pub space: Arc<dyn FreeSpace>,
     /// How often the policy of snapshots and purges is looked at, and metrics are published.
     pub housekeeping: Duration,
     /// How long the log rests before its tail marker is brought up to its end.
@@ -51,6 +58,8 @@ impl Config {
             segment_bytes: 64 << 20,
             snapshot_log_bytes: 64 << 20,
             sled_cache_bytes: 64 << 20,
+            reserve_bytes: 512 << 20,
+            space: Arc::new(DiskSpace),
             housekeeping: Duration::from_millis(500),
             log_idle_mark: Duration::from_millis(10),
             files: Arc::new(RealFiles),

@@ -31,6 +31,11 @@ pub enum OpenError {
          this machine; then empty {}, or replace this member", quarantine.display()
     )]
     DamagedAgain { why: String, quarantine: PathBuf },
+    #[error(
+        "the disk is full: {} has {free} bytes free, at least {needed} are needed to start. Nothing \
+         was changed. Free some space and start again", dir.display()
+    )]
+    StorageFull { dir: PathBuf, free: u64, needed: u64 },
     #[error("raft refuses its configuration: {0}")]
     Config(String),
     #[error("raft does not start: {0}")]
@@ -55,7 +60,8 @@ pub enum ProposeError {
     /// Indefinite: the command may be, or yet become, committed.
     #[error("the outcome is unknown: {0}")]
     Unknown(&'static str),
-    /// Definite: the command is in no log.
+    /// Definite: the command is in no log. The disk of this node, or of too many voters, has no
+    /// room for it now.
     #[error("the disk is nearly full")]
     StorageFull,
     /// Definite: the command is in no log.
@@ -106,6 +112,8 @@ pub enum SnapshotError {
     Timeout,
     #[error("the snapshot can not be read: {0}")]
     Unreadable(String),
+    #[error("the disk has no room for a snapshot")]
+    StorageFull,
     #[error("the replica has stopped")]
     Stopped,
 }

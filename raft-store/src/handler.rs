@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::codec::{decode, encode};
 use crate::files::Writer;
 use crate::network::{Message, SnapshotHeader};
+use crate::room::Room;
 use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
 use crate::types::{Raft, TypeConfig};
 
@@ -22,7 +23,11 @@ use crate::types::{Raft, TypeConfig};
 pub struct Handler {
     raft: Raft,
     shelf: Arc<Shelf>,
+    room: Arc<Room>,
 }
+
+/// Records take more room in sled than in a snapshot.
+const STATE_PER_SNAPSHOT: u64 = 3;
 
 impl std::fmt::Debug for Handler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -31,18 +36,22 @@ impl std::fmt::Debug for Handler {
 }
 
 impl Handler {
-    pub(crate) fn new(raft: Raft, shelf: Arc<Shelf>) -> Self {
-        Self { raft, shelf }
+    pub(crate) fn new(raft: Raft, shelf: Arc<Shelf>, room: Arc<Room>) -> Self {
+        Self { raft, shelf, room }
     }
 
     /// One request of the lane `Raft`.
     pub async fn call(&self, from: NodeId, request: Bytes) -> Result<Bytes, Refusal> {
         let message: Message = decode(&request).map_err(|error| invalid(&error))?;
         match message {
-            Message::Append(request) => {
-                vouched(from, request.vote.leader_id().voted_for)?;
+            Message::Append(append) => {
+                vouched(from, append.vote.leader_id().voted_for)?;
+                // A heartbeat is taken whatever the disk is like: nobody needs another leader.
+                if !append.entries.is_empty() && !self.room.take(request.len() as u64) {
+                    return Err(Refusal::StorageFull);
+                }
                 answer::<AppendEntriesResponse<TypeConfig>, _>(
-                    self.raft.append_entries(request).await,
+                    self.raft.append_entries(append).await,
                 )
             }
             Message::Vote(request) => {
@@ -57,6 +66,7 @@ impl Handler {
                 vouched(from, request.from_leader().leader_id().voted_for)?;
                 answer::<_, Fatal<TypeConfig>>(self.raft.handle_transfer_leader(request).await)
             }
+            Message::Room => Ok(encode(&self.room.storage()).into()),
         }
     }
 
@@ -71,7 +81,7 @@ impl Handler {
         vouched(from, header.vote.leader_id().voted_for)?;
         let aside = self.shelf.aside();
         let installed = async {
-            self.write(&aside, &mut body).await.map_err(|error| unavailable(&error))?;
+            self.write(&aside, &mut body).await?;
             self.install(&aside, header).await
         }
         .await;
@@ -81,13 +91,21 @@ impl Handler {
         installed
     }
 
-    async fn write(&self, path: &Path, body: &mut Incoming) -> io::Result<()> {
+    async fn write(&self, path: &Path, body: &mut Incoming) -> Result<(), Refusal> {
         let (shelf, path) = (Arc::clone(&self.shelf), path.to_path_buf());
-        let mut file = in_background(move || Writer::create(shelf.disk(), &path)).await?;
-        while let Some(chunk) = body.next().await.map_err(io::Error::other)? {
-            file = in_background(move || file.write_all(&chunk).map(|()| file)).await?;
+        let file = in_background(move || Writer::create(shelf.disk(), &path)).await;
+        let mut file = file.map_err(|error| unavailable(&error))?;
+        loop {
+            if !self.room.fits(0) {
+                return Err(Refusal::StorageFull);
+            }
+            let chunk = body.next().await.map_err(|error| unavailable(&io::Error::other(error)))?;
+            let Some(chunk) = chunk else { break };
+            self.room.spend(chunk.len() as u64);
+            let written = in_background(move || file.write_all(&chunk).map(|()| file)).await;
+            file = written.map_err(|error| unavailable(&error))?;
         }
-        in_background(move || file.finish()).await
+        in_background(move || file.finish()).await.map_err(|error| unavailable(&error))
     }
 
     async fn install(&self, aside: &Path, header: SnapshotHeader) -> Result<Bytes, Refusal> {
@@ -99,6 +117,9 @@ impl Handler {
         let (meta, bytes) = verified.await.map_err(|error| invalid(&error))?;
         if meta != header.meta {
             return Err(Refusal::Invalid("the snapshot is not what its header says".into()));
+        }
+        if !self.room.fits(bytes.saturating_mul(STATE_PER_SNAPSHOT)) {
+            return Err(Refusal::StorageFull);
         }
         let file = SnapshotFile { path: aside.to_path_buf(), meta: meta.clone(), bytes };
         let snapshot = Built { meta, snapshot: file };

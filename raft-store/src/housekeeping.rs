@@ -1,5 +1,5 @@
 //! What is looked at now and then: when to build a snapshot, what the log may forget, the metrics,
-//! who leads, and whether openraft still runs.
+//! who leads, how the disks are, and whether openraft still runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +8,17 @@ use domain::NodeId;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::fatal::Fatal;
-use crate::snapshots::Shelf;
+use crate::network::Network;
+use crate::room::{Room, StorageState};
+use crate::snapshots::{Shelf, snapshot_estimate};
 use crate::state::{LogWeight, Store};
 use crate::types::{Raft, TypeConfig, index_of};
+
+const ASK_MAX: Duration = Duration::from_millis(250);
 
 pub(crate) type Leader = Option<(u64, NodeId)>;
 
@@ -23,6 +28,8 @@ pub(crate) struct Housekeeping {
     pub(crate) store: Arc<Store>,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) weight: Arc<LogWeight>,
+    pub(crate) room: Arc<Room>,
+    pub(crate) network: Network,
     pub(crate) snapshot_log_bytes: u64,
     pub(crate) interval: Duration,
 }
@@ -32,15 +39,40 @@ impl Housekeeping {
         let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut syncs_told = 0;
+        let mut asking = JoinSet::new();
         loop {
             ticks.tick().await;
             let metrics = self.raft.metrics().borrow_watched().clone();
             if metrics.running_state.is_err() {
                 return;
             }
+            self.room.look();
+            self.ask_voters(&metrics, &mut asking);
             self.publish(&metrics, &mut syncs_told);
             // Errors here mean that Raft has stopped, which the next turn sees.
             let _ = self.look_after_the_log(&metrics).await;
+        }
+    }
+
+    /// A leader has to know what its voters could store before it takes anything in.
+    fn ask_voters(&self, metrics: &RaftMetrics<TypeConfig>, asking: &mut JoinSet<()>) {
+        if !metrics.state.is_leader() {
+            return;
+        }
+        while asking.try_join_next().is_some() {}
+        if !asking.is_empty() {
+            // Somebody keeps the others waiting; the next turn is soon enough.
+            return;
+        }
+        let membership = metrics.membership_config.membership();
+        for node in membership.voter_ids().filter(|node| *node != metrics.id) {
+            let (network, room, within) =
+                (self.network.clone(), Arc::clone(&self.room), self.interval.max(ASK_MAX));
+            asking.spawn(async move {
+                if let Some(storage) = network.ask_room(node, within).await {
+                    room.voters().hear(node, storage);
+                }
+            });
         }
     }
 
@@ -50,7 +82,9 @@ impl Housekeeping {
     ) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
         // Relative to the last snapshot, so that writing snapshots costs as much as writing the log.
         let snapshot_bytes = self.shelf.newest().map_or(0, |file| file.bytes);
-        if self.weight.since_snapshot() > self.snapshot_log_bytes.max(snapshot_bytes) {
+        let due = self.weight.since_snapshot() > self.snapshot_log_bytes.max(snapshot_bytes);
+        // One that would not fit is not begun; it stays due.
+        if due && self.room.fits(snapshot_estimate(&self.store.note())) {
             self.raft.trigger().snapshot().await?;
         }
         let upto = self.shelf.purgeable().min(self.store.durable_index());
@@ -73,19 +107,36 @@ impl Housekeeping {
         gauge("strongroom_state_durable_index", self.store.durable_index());
         gauge("strongroom_snapshot_index", self.shelf.newest().map_or(0, |file| file.index()));
         gauge("strongroom_snapshot_log_bytes", self.weight.since_snapshot());
+        let storage = self.room.storage();
+        gauge("strongroom_storage_free_bytes", storage.free_bytes);
+        for state in StorageState::ALL {
+            let here = f64::from(u8::from(state == storage.state));
+            metrics::gauge!("strongroom_storage_state", "state" => state.as_str()).set(here);
+        }
         let syncs = self.log.stats().syncs;
         metrics::counter!("strongroom_wal_syncs_total").increment(syncs - *syncs_told);
         *syncs_told = syncs;
     }
 }
 
-/// Says who leads in which term, and says `fatal` when openraft stops by itself.
-pub(crate) async fn watch_raft(raft: Raft, leader: watch::Sender<Leader>, fatal: Fatal) {
+/// Says who leads in which term, keeps the leader's notes about its voters to who they are, and says `fatal` when openraft stops by itself.
+pub(crate) async fn watch_raft(
+    raft: Raft,
+    leader: watch::Sender<Leader>,
+    room: Arc<Room>,
+    fatal: Fatal,
+) {
     let mut metrics = raft.metrics();
     loop {
         let (now, running) = {
             let metrics = metrics.borrow_and_update();
             let leader = metrics.current_leader.map(|id| (metrics.current_term, NodeId(id)));
+            if metrics.state.is_leader() {
+                let membership = metrics.membership_config.membership();
+                room.voters().lead(metrics.id, membership.get_joint_config());
+            } else {
+                room.voters().follow();
+            }
             (leader, metrics.running_state.clone())
         };
         leader.send_if_modified(|before| std::mem::replace(before, now) != now);

@@ -14,7 +14,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, OptionalSend};
-use peers::{CallError, Lane, Pace, Peers};
+use peers::{CallError, Lane, Pace, Peers, Refusal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::codec::{decode, encode};
 use crate::config::Addresses;
 use crate::files::Stream;
+use crate::room::{Room, Storage};
 use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
 
@@ -32,6 +33,8 @@ pub(crate) enum Message {
     Vote(VoteRequest<TypeConfig>),
     PreVote(VoteRequest<TypeConfig>),
     TransferLeader(TransferLeaderRequest<TypeConfig>),
+    /// Asks how the disk is; the answer is a [`Storage`](crate::Storage).
+    Room,
 }
 
 /// What goes before the bytes of a snapshot.
@@ -56,6 +59,15 @@ pub(crate) struct Network {
     pub(crate) peers: Peers,
     pub(crate) addresses: Arc<dyn Addresses>,
     pub(crate) shelf: Arc<Shelf>,
+    pub(crate) room: Arc<Room>,
+}
+
+impl Network {
+    /// How a member's disk is, by its own word. One that runs an earlier version has none.
+    pub(crate) async fn ask_room(&self, target: u64, within: Duration) -> Option<Storage> {
+        let connection = Connection { network: self.clone(), target };
+        connection.call(&Message::Room, within).await.ok()
+    }
 }
 
 pub(crate) struct Connection {
@@ -83,7 +95,12 @@ impl Connection {
         let address = self.address()?;
         let request = Bytes::from(encode(message));
         let called = self.network.peers.call(self.target, &address, Lane::Raft, request, deadline);
-        let answer = called.await.map_err(|error| told(&error))?;
+        let answer = called.await.map_err(|error| {
+            if matches!(error, CallError::Refused(Refusal::StorageFull)) {
+                self.network.room.voters().hear_full(self.target);
+            }
+            told(&error)
+        })?;
         // It runs something else: asking again at once would not help.
         decode(&answer).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }

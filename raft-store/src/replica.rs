@@ -30,7 +30,8 @@ use crate::housekeeping::{Housekeeping, Leader, watch_raft};
 use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::recovery::{self, Opened, RecoveryReport};
-use crate::snapshots::{Shelf, in_background};
+use crate::room::{Room, Storage};
+use crate::snapshots::{Shelf, in_background, snapshot_estimate};
 use crate::state::{LogWeight, StateMachine, Store, View};
 use crate::status::{Role, StateDigest, Status};
 use crate::types::{CommittedLeader, Proposal, Raft, TypeConfig, index_of};
@@ -48,6 +49,7 @@ struct Inner {
     log: wal::Log,
     store: Arc<Store>,
     shelf: Arc<Shelf>,
+    room: Arc<Room>,
     leader: watch::Receiver<Leader>,
     fatal: Fatal,
     recovery: RecoveryReport,
@@ -87,7 +89,8 @@ impl Replica {
 
     /// What the node mounts behind its `peers::Service`, for the lanes `Raft` and `Snapshot`.
     pub fn handler(&self) -> Handler {
-        Handler::new(self.0.raft.clone(), Arc::clone(&self.0.shelf))
+        let room = Arc::clone(&self.0.room);
+        Handler::new(self.0.raft.clone(), Arc::clone(&self.0.shelf), room)
     }
 
     /// Raft's own threads. Serving the peers' wire there keeps heartbeats from waiting behind the
@@ -128,6 +131,12 @@ impl Replica {
     ) -> Result<Committed, ProposeError> {
         const LOOK_AGAIN: Duration = Duration::from_millis(5);
         let proposal = Proposal(domain::encode(&command));
+        // Who does not lead knows of no quorum, and says that instead.
+        if self.leading().is_ok()
+            && !self.0.room.admit(command.change.may_use_reserve(), proposal.0.len() as u64)
+        {
+            return Err(ProposeError::StorageFull);
+        }
         loop {
             match self.propose_once(term, proposal.clone(), deadline).await {
                 // A leader that was just elected takes nothing in until a quorum has answered it.
@@ -199,8 +208,22 @@ impl Replica {
             state_digest: StateDigest { index: note.index(), value: note.digest.to_hex() },
             state_records: note.records,
             state_bytes: note.bytes,
+            storage: self.storage(),
+            storage_of: self
+                .0
+                .room
+                .voters()
+                .heard()
+                .iter()
+                .map(|(node, storage)| (NodeId(*node), *storage))
+                .collect(),
             recovery: self.0.recovery.clone(),
         }
+    }
+
+    /// How this node's disk is.
+    pub fn storage(&self) -> Storage {
+        self.0.room.storage()
     }
 
     /// Who leads, and in which term; `None` while nobody is known to.
@@ -283,6 +306,9 @@ impl Replica {
             if newest.min(known) >= wanted {
                 return Ok(newest);
             }
+            if !self.0.room.fits(snapshot_estimate(&self.0.store.note())) {
+                return Err(SnapshotError::StorageFull);
+            }
             if Instant::now() >= deadline {
                 return Err(SnapshotError::Timeout);
             }
@@ -361,7 +387,7 @@ impl Replica {
         let (config, opened) = {
             let fatal = fatal.clone();
             let recovered = tokio::task::spawn_blocking(move || {
-                let opened = recover(&config, &fatal);
+                let opened = enough_to_start(&config).and_then(|()| recover(&config, &fatal));
                 (config, opened)
             });
             recovered.await.map_err(|error| OpenError::Raft(error.to_string()))?
@@ -372,6 +398,8 @@ impl Replica {
         metrics::gauge!("strongroom_recovery_path", "path" => path.to_owned()).set(1.0);
         tracing::info!(?report, "the replica is recovered");
 
+        let room = Room::new(&config.dir, Arc::clone(&config.space), config.reserve_bytes);
+        let room = Arc::new(room.map_err(OpenError::io(&config.dir))?);
         let runtime = Builder::new_multi_thread()
             .worker_threads(RAFT_THREADS)
             .thread_name("raft")
@@ -389,9 +417,12 @@ impl Replica {
             Arc::clone(&shelf),
             Some(log.clone()),
             Arc::clone(&weight),
+            Arc::clone(&room),
         );
         let log_store = LogStore::new(log.clone(), Some(Arc::clone(&store)));
-        let network = Network { peers, addresses, shelf: Arc::clone(&shelf) };
+        let network =
+            Network { peers, addresses, shelf: Arc::clone(&shelf), room: Arc::clone(&room) };
+        let asker = network.clone();
         let raft_config = Arc::new(raft_config(&config)?);
         let node = config.node;
         let started = handle.spawn(async move {
@@ -407,13 +438,16 @@ impl Replica {
         };
 
         let (tell_leader, leader) = watch::channel(None);
-        handle.spawn(watch_raft(raft.clone(), tell_leader, fatal.clone()));
+        let room_of_leader = Arc::clone(&room);
+        handle.spawn(watch_raft(raft.clone(), tell_leader, room_of_leader, fatal.clone()));
         let housekeeping = Housekeeping {
             raft: raft.clone(),
             log: log.clone(),
             store: Arc::clone(&store),
             shelf: Arc::clone(&shelf),
             weight,
+            room: Arc::clone(&room),
+            network: asker,
             snapshot_log_bytes: config.snapshot_log_bytes,
             interval: config.housekeeping,
         };
@@ -424,6 +458,7 @@ impl Replica {
             log,
             store,
             shelf,
+            room,
             leader,
             fatal,
             recovery: report.clone(),
@@ -441,6 +476,10 @@ impl Replica {
         retain: bool,
         deadline: Instant,
     ) -> Result<u64, MembershipError> {
+        // A change of the members is small, and may be what brings room.
+        if self.leading().is_ok() && !self.0.room.admit(true, 0) {
+            return Err(MembershipError::Refused("the disk is full".into()));
+        }
         let raft = self.0.raft.clone();
         let change =
             self.0.handle.spawn(async move { raft.change_membership(members, retain).await });
@@ -554,6 +593,15 @@ impl Drop for Inner {
         // A runtime may not be waited for where asynchronous code runs.
         self.end();
     }
+}
+
+/// Recovery writes markers and may build a state anew. Where there is no room for anything it is not
+/// begun: a write that fails in the midst of it looks like damage.
+fn enough_to_start(config: &Config) -> Result<(), OpenError> {
+    const PART_OF_RESERVE: u64 = 32;
+    let (dir, needed) = (config.dir.clone(), config.reserve_bytes / PART_OF_RESERVE);
+    let free = config.space.free_bytes(&dir).map_err(OpenError::io(&dir))?;
+    if free < needed { Err(OpenError::StorageFull { dir, free, needed }) } else { Ok(()) }
 }
 
 fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {

@@ -6,6 +6,7 @@ use domain::NodeId;
 use serde::Serialize;
 
 use crate::recovery::RecoveryReport;
+use crate::room::Storage;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,5 +49,8 @@ pub struct Status {
     pub state_digest: StateDigest,
     pub state_records: u64,
     pub state_bytes: u64,
+    pub storage: Storage,
+    /// On the leader: what the others have said of their disks.
+    pub storage_of: BTreeMap<NodeId, Storage>,
     pub recovery: RecoveryReport,
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::entry::Identity;
 use crate::files::{DataFile, Files};
@@ -15,6 +16,8 @@ use crate::ledger::Ledger;
 /// One to be used next, one that a purge has just left.
 const SPARES_MAX: usize = 2;
 const PAGE: u64 = 4096;
+/// A disk that was full may have room again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 const CHUNK_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug)]
@@ -55,7 +58,8 @@ pub(crate) struct Supply {
     spares: Vec<Spare>,
     /// A spare that is being filled with zeros, and how far.
     filling: Option<(Spare, u64)>,
-    gave_up: bool,
+    /// When no spare could be prepared.
+    gave_up: Option<Instant>,
     numbers: u64,
 }
 
@@ -73,7 +77,7 @@ impl Supply {
             segment_bytes: segment_bytes.max(PAGE).next_multiple_of(PAGE),
             spares: Vec::new(),
             filling: None,
-            gave_up: false,
+            gave_up: None,
             numbers: 0,
         }
     }
@@ -106,20 +110,21 @@ impl Supply {
         spare.file.sync_data()?;
         self.files.rename(&spare.path, &segment_path(&self.dir, sequence))?;
         self.files.sync_dir(&self.dir)?;
-        self.gave_up = false;
+        self.gave_up = None;
         Ok((Segment { sequence, salt, bytes, file: spare.file }, start))
     }
 
     /// Fills a little of the next spare, so that a roll seldom waits for a whole segment of zeros.
     /// A failure here (a full disk, say) fails nothing yet.
     pub(crate) fn prepare(&mut self) {
-        if !self.spares.is_empty() || self.gave_up {
+        let gave_up = self.gave_up.is_some_and(|at| at.elapsed() < TRY_AGAIN);
+        if !self.spares.is_empty() || gave_up {
             return;
         }
         let chunk = (self.segment_bytes / 64).clamp(PAGE, CHUNK_BYTES_MAX);
         if let Err(error) = self.fill(chunk, true) {
             tracing::warn!(%error, "no spare segment could be prepared");
-            self.gave_up = true;
+            self.gave_up = Some(Instant::now());
             if let Some((spare, _)) = self.filling.take() {
                 // What remains of it is removed at the next start.
                 let _ = self.files.remove(&spare.path);

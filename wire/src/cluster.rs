@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::names::words;
-use crate::{Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, Role, Span, Time};
+use crate::{Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, Role, Span, Storage, Time};
 
 /// `GET /v1/cluster`
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -74,6 +74,9 @@ pub struct NodeStatus {
     pub last_contact: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_digest: Option<StateDigest>,
+    /// Absent when the node has not been heard of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

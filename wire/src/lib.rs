@@ -36,7 +36,7 @@ pub use operation::{
 pub use page::{Consistency, ListKeys, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Page};
 pub use patch::Patch;
 pub use problem::{Code, Problem};
-pub use system::{Health, HsmKind, HsmSlot, HsmState, Phase, Role};
+pub use system::{Health, HsmKind, HsmSlot, HsmState, Phase, Role, Storage, StorageState};
 pub use time::{Span, SpanError, Time, TimeError};
 pub use token::{CreateToken, CreatedToken, Token, TokenRole, Tokens};
 

@@ -15,7 +15,27 @@ pub struct Health {
     /// The node that leads, as far as this node knows.
     pub leader: Option<NodeId>,
     pub hsm: HsmSlot,
+    /// Absent before the node belongs to a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageState>,
     pub version: String,
+}
+
+/// The disk under a node's data directory.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Storage {
+    pub state: StorageState,
+    pub free_bytes: u64,
+}
+
+words! {
+    /// `low`: only revocations and membership are taken in; `full`: nothing is. Reads and uses go on.
+    StorageState {
+        Ok = "ok",
+        Low = "low",
+        Full = "full",
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

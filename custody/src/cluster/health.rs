@@ -1,7 +1,7 @@
 //! Who should lead: a node whose slot can serve, if there is one.
 //!
-//! A node whose slot is sick, or lacks a KEK, or which is cordoned does not campaign; if it leads it
-//! hands over. When nobody able leads for a while it leads as *caretaker*: reads, revocations and
+//! A node whose slot is sick, or lacks a KEK, or whose disk is nearly full, or which is cordoned does
+//! not campaign; if it leads it hands over. When nobody able leads for a while it leads as *caretaker*: reads, revocations and
 //! membership go on, uses answer that no HSM can serve. That ends by itself, as soon as somebody is
 //! able again.
 
@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use domain::{NodeId, Standing, view};
+use raft_store::StorageState;
 use tokio::time::Instant;
 
 use super::Options;
@@ -87,7 +88,9 @@ impl Custody {
     /// Whether this node should lead, if it gets to.
     pub(super) fn is_fit(&self) -> bool {
         // Who is about to stop is nobody to hand the leadership to.
-        let healthy = self.slot().health().borrow().is_healthy() && !self.is_draining();
+        let healthy = self.slot().health().borrow().is_healthy()
+            && !self.is_draining()
+            && self.replica().storage().state == StorageState::Ok;
         let found = self.replica().read(|view| {
             let cluster = view::cluster(view)?;
             Ok::<_, domain::Broken>((cluster.is_some(), view::member(view, self.node_id())?))

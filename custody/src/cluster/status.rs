@@ -6,6 +6,7 @@ use std::time::Duration;
 use domain::{
     ClusterId, Epoch, EpochState, Lineage, Member, NodeId, Standing, Survives, Vote, Voter, view,
 };
+use raft_store::Storage;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -59,6 +60,8 @@ pub struct NodeView {
     pub status: Option<NodeStatus>,
     /// Entries of the log that it is known to lack.
     pub lag: Option<u64>,
+    /// `None` where it has not said how its disk is.
+    pub storage: Option<Storage>,
 }
 
 /// What a member says of itself.
@@ -139,6 +142,10 @@ impl Custody {
             let has = matched.get(&node).copied().or(seen.map(|seen| seen.applied_index));
             has.map(|has| status.commit_index.saturating_sub(has))
         };
+        let storage = |node: NodeId| {
+            let here = (node == self.node_id()).then_some(status.storage);
+            here.or_else(|| status.storage_of.get(&node).copied())
+        };
         let nodes: Vec<NodeView> = members
             .into_iter()
             .filter(|member| member.standing != Standing::Removed)
@@ -155,6 +162,7 @@ impl Custody {
                     votes: status.voters.iter().any(|half| half.contains(&member.node)),
                     acknowledged: active.acknowledged.contains(&member.node),
                     lag: lag(member.node, seen.as_ref()),
+                    storage: storage(member.node),
                     status: seen,
                 }
             })

@@ -224,6 +224,7 @@ impl Custody {
         match self.replica().snapshot(until).await {
             Ok(value) => Ok(Seen { value, index: seen.index }),
             Err(SnapshotError::Stopped) => Err(Error::ShuttingDown),
+            Err(SnapshotError::StorageFull) => Err(Error::StorageFull),
             Err(SnapshotError::Timeout) => Err(Error::OutcomeUnknown),
             Err(error @ SnapshotError::Unreadable(_)) => Err(Error::Internal(error.to_string())),
         }

@@ -6,7 +6,8 @@ use std::fmt::Display;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const SECTIONS: [&str; 8] = ["node", "api", "peers", "admin", "tls", "hsm", "raft", "log"];
+const SECTIONS: [&str; 9] =
+    ["node", "api", "peers", "admin", "tls", "hsm", "raft", "storage", "log"];
 
 pub(super) struct Reader<'a> {
     text: &'a str,

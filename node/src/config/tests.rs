@@ -37,6 +37,27 @@ fn a_good_file_is_read_whole() {
     assert_eq!(config.raft.heartbeat, Duration::from_millis(60));
     assert_eq!(config.hsm.environment["SOFTHSM2_CONF"], "/d/softhsm2.conf");
     assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.reserve, 512 << 20);
+}
+
+#[test]
+fn sizes_have_units() {
+    for (text, size) in [
+        ("4096", Some(4096)),
+        ("1KiB", Some(1 << 10)),
+        ("256MiB", Some(256 << 20)),
+        ("2 GiB", Some(2 << 30)),
+        ("1TiB", Some(1 << 40)),
+        ("MiB", None),
+        ("1MB", None),
+        ("-1MiB", None),
+        ("99999999999TiB", None),
+    ] {
+        assert_eq!(bytes(text), size, "{text}");
+    }
+    let with = |reserve: &str| format!("{GOOD}[storage]\nreserve = \"{reserve}\"\n");
+    assert_eq!(Config::parse(&with("1GiB"), Path::new("f")).unwrap().reserve, 1 << 30);
+    assert_eq!(reasons(&with("255MiB")).len(), 1);
 }
 
 #[test]

@@ -198,6 +198,7 @@ fn replica_config(node: &Node, local: &Local) -> raft_store::Config {
         heartbeat: node.config.raft.heartbeat,
         election_min: node.config.raft.election_min,
         election_max: node.config.raft.election_max,
+        reserve_bytes: node.config.reserve,
         ..raft_store::Config::new(node.dir.replica(), id, cluster, pinned.lineage)
     }
 }

@@ -1,6 +1,7 @@
 //! Builds a snapshot of a frozen moment while the state moves on.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use openraft::RaftSnapshotBuilder;
 
 use crate::snapshots::format::SnapshotWriter;
 use crate::snapshots::shelf::{Shelf, SnapshotFile};
-use crate::state::{Frozen, Note, Store};
+use crate::state::{Frozen, LogWeight, Note, Store};
 use crate::types::{SnapshotMeta, TypeConfig};
 
 /// Read under the store's lock at a time: applying waits that long.
@@ -18,14 +19,17 @@ pub(crate) struct Builder {
     store: Arc<Store>,
     shelf: Arc<Shelf>,
     frozen: Arc<Frozen>,
+    weight: Arc<LogWeight>,
+    /// Of the log, when the moment was frozen.
+    applied: u64,
 }
 
 pub(crate) type Built = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 
 impl Builder {
-    pub(crate) fn new(store: Arc<Store>, shelf: Arc<Shelf>) -> Self {
-        let frozen = store.freeze();
-        Self { store, shelf, frozen }
+    pub(crate) fn new(store: Arc<Store>, shelf: Arc<Shelf>, weight: Arc<LogWeight>) -> Self {
+        let (applied, frozen) = (weight.applied(), store.freeze());
+        Self { store, shelf, frozen, weight, applied }
     }
 }
 
@@ -36,29 +40,60 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let (store, shelf) = (Arc::clone(&self.store), Arc::clone(&self.shelf));
         let frozen = Arc::clone(&self.frozen);
         let built = in_background(move || build(&store, &shelf, &frozen)).await;
-        let file = built.inspect_err(|error| {
-            self.store.fatal().raise(format!("a snapshot can not be built: {error}"));
-        })?;
+        let file = match built {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::error!(%error, "a snapshot was given up: the disk is full");
+                metrics::counter!("strongroom_snapshot_given_up_total").increment(1);
+                return Ok(nothing());
+            }
+            Err(error) => {
+                self.store.fatal().raise(format!("a snapshot can not be built: {error}"));
+                return Err(error);
+            }
+        };
+        self.weight.snapshot_taken(self.applied);
         // Whatever a snapshot lets the log forget, sled must hold as well.
         self.store.flush().await?;
         Ok(Built { meta: file.meta.clone(), snapshot: file })
     }
 }
 
+/// What Raft takes for no progress; an error would end it. It looks at the meta data only.
+fn nothing() -> Built {
+    let meta = SnapshotMeta::default();
+    let file = SnapshotFile { path: PathBuf::new(), meta: meta.clone(), bytes: 0 };
+    Built { meta, snapshot: file }
+}
+
+/// How large a snapshot of such a state is, at most.
+pub(crate) fn snapshot_estimate(note: &Note) -> u64 {
+    const PER_RECORD: u64 = 16;
+    const HEAD: u64 = 64 << 10;
+    HEAD + note.bytes + PER_RECORD * note.records
+}
+
 fn build(store: &Store, shelf: &Shelf, frozen: &Frozen) -> io::Result<SnapshotFile> {
+    let aside = shelf.aside();
+    write(store, shelf, frozen, &aside).inspect_err(|_| {
+        // Half a snapshot only takes room.
+        let _ = shelf.disk().remove(&aside);
+    })
+}
+
+fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Result<SnapshotFile> {
     let started = Instant::now();
     let meta = SnapshotMeta {
         last_log_id: frozen.note.applied,
         last_membership: frozen.note.membership.clone(),
     };
-    let aside = shelf.aside();
-    let mut writer = SnapshotWriter::create(shelf.disk(), &aside, shelf.origin(), &meta)?;
+    let mut writer = SnapshotWriter::create(shelf.disk(), aside, shelf.origin(), &meta)?;
     let mut sums = Note::default();
     loop {
         let chunk = store.next_frozen_chunk(frozen, CHUNK_RECORDS).map_err(io::Error::other)?;
         let Some(chunk) = chunk else {
             // A snapshot of the leader was installed meanwhile, and is further.
-            let _ = shelf.disk().remove(&aside);
+            let _ = shelf.disk().remove(aside);
             let newest = shelf.newest();
             return newest.ok_or_else(|| io::Error::other("the installed snapshot is gone"));
         };
@@ -75,7 +110,7 @@ fn build(store: &Store, shelf: &Shelf, frozen: &Frozen) -> io::Result<SnapshotFi
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     writer.finish(&sums)?;
-    let file = shelf.admit(&aside)?;
+    let file = shelf.admit(aside)?;
     metrics::counter!("strongroom_snapshot_builds_total").increment(1);
     metrics::histogram!("strongroom_snapshot_build_seconds").record(started.elapsed());
     tracing::info!(index = file.index(), records = sums.records, "a snapshot was built");

@@ -4,6 +4,6 @@ mod builder;
 mod format;
 mod shelf;
 
-pub(crate) use builder::{Builder, Built, in_background};
+pub(crate) use builder::{Builder, Built, in_background, snapshot_estimate};
 pub(crate) use format::{Chunk, Origin, SnapshotReader, SnapshotWriter};
 pub(crate) use shelf::{Shelf, SnapshotFile};

@@ -11,7 +11,8 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
 use crate::log_store::completion;
-use crate::snapshots::{Builder, Built, Shelf, SnapshotFile, in_background};
+use crate::room::Room;
+use crate::snapshots::{Builder, Built, Shelf, SnapshotFile, in_background, snapshot_estimate};
 use crate::state::note::Note;
 use crate::state::overlay::Overlay;
 use crate::state::store::Store;
@@ -27,6 +28,7 @@ pub(crate) struct StateMachine {
     /// Nothing is applied before the log holds it durably. Tests of the machine alone have none.
     log: Option<wal::Log>,
     weight: Arc<LogWeight>,
+    room: Arc<Room>,
 }
 
 /// How many bytes of log a snapshot would make superfluous.
@@ -41,8 +43,13 @@ impl LogWeight {
         self.applied.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn snapshot_taken(&self) {
-        self.in_snapshot.store(self.applied.load(Ordering::Relaxed), Ordering::Relaxed);
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    /// A snapshot holds what was applied when it was begun.
+    pub(crate) fn snapshot_taken(&self, applied: u64) {
+        self.in_snapshot.fetch_max(applied, Ordering::Relaxed);
     }
 
     pub(crate) fn since_snapshot(&self) -> u64 {
@@ -65,8 +72,13 @@ impl StateMachine {
         shelf: Arc<Shelf>,
         log: Option<wal::Log>,
         weight: Arc<LogWeight>,
+        room: Arc<Room>,
     ) -> Self {
-        Self { store, shelf, log, weight }
+        Self { store, shelf, log, weight, room }
+    }
+
+    fn builder(&self) -> Builder {
+        Builder::new(Arc::clone(&self.store), Arc::clone(&self.shelf), Arc::clone(&self.weight))
     }
 
     async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
@@ -173,12 +185,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if !force && newest == Some(self.store.note().index()) {
             return None;
         }
-        self.weight.snapshot_taken();
-        Some(Builder::new(Arc::clone(&self.store), Arc::clone(&self.shelf)))
+        if !force && !self.room.fits(snapshot_estimate(&self.store.note())) {
+            tracing::warn!("a snapshot is not built: the disk has no room for it");
+            return None;
+        }
+        Some(self.builder())
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder::new(Arc::clone(&self.store), Arc::clone(&self.shelf))
+        self.builder()
     }
 
     async fn install_snapshot(
@@ -189,7 +204,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let (store, shelf) = (Arc::clone(&self.store), Arc::clone(&self.shelf));
         let meta = meta.clone();
         let installed = in_background(move || install(&store, &shelf, &meta, &file)).await;
-        self.weight.snapshot_taken();
+        self.weight.snapshot_taken(self.weight.applied());
         installed.inspect_err(|error| {
             self.store.fatal().raise(format!("a snapshot can not be installed: {error}"));
         })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use domain::{
     Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, Initialise, KekId, KeyId,
     Lineage, Member, Namespace, NewEpoch, NodeId, Operation, Operators, Principal, Purpose,
-    Standing, Time, Token, TokenId, Vote, Wrapped,
+    Standing, Target, Time, Token, TokenId, Vote, Wrapped,
 };
 
 pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -69,6 +69,13 @@ pub(super) fn initialise() -> Command {
 pub(super) fn create_key(number: u64) -> Command {
     let key = new_key(number, Namespace::default(), format!("key-{number}"));
     command(number, Change::CreateKey(Box::new(key)))
+}
+
+/// Revokes the key of [`create_key`].
+pub(super) fn disable_key(number: u64) -> Command {
+    let target =
+        Target { namespace: Namespace::default(), name: format!("key-{number}"), revision: None };
+    command(number | 1 << 40, Change::DisableKey { target })
 }
 
 fn new_key(number: u64, namespace: Namespace, name: String) -> CreateKey {

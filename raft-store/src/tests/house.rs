@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::commands::{CLUSTER, LINEAGE};
-use crate::{Addresses, Config, Handler, OpenError, RecoveryReport, Replica};
+use crate::{Addresses, Config, FreeSpace, Handler, OpenError, RecoveryReport, Replica};
 
 pub(super) struct House {
     dir: TempDir,
@@ -25,8 +27,23 @@ pub(super) struct House {
     roster: FixedRoster,
     addresses: Arc<Book>,
     pub(super) adjust: fn(&mut Config),
+    disks: BTreeMap<u64, Arc<Disk>>,
     rooms: BTreeMap<u64, Room>,
 }
+
+/// A disk with as much room as a test says.
+#[derive(Debug)]
+struct Disk(AtomicU64);
+
+impl FreeSpace for Disk {
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// The reserve of every house: the log of a test takes a few MiB.
+pub(super) const RESERVE: u64 = 8 << 20;
+const ROOMY: u64 = 1 << 40;
 
 struct Room {
     replica: Replica,
@@ -94,6 +111,7 @@ impl House {
             roster,
             addresses: Arc::default(),
             adjust: |_| {},
+            disks: (1..=nodes).map(|node| (node, Arc::new(Disk(ROOMY.into())))).collect(),
             rooms: BTreeMap::new(),
         }
     }
@@ -107,8 +125,15 @@ impl House {
         config.segment_bytes = 1 << 20;
         config.sled_cache_bytes = 8 << 20;
         config.housekeeping = Duration::from_millis(20);
+        config.reserve_bytes = RESERVE;
+        config.space = Arc::clone(&self.disks[&node]) as Arc<dyn FreeSpace>;
         (self.adjust)(&mut config);
         config
+    }
+
+    /// Leaves so much free on a node's disk; `None` is plenty.
+    pub(super) fn leave(&self, node: u64, free: Option<u64>) {
+        self.disks[&node].0.store(free.unwrap_or(ROOMY), Ordering::Relaxed);
     }
 
     pub(super) async fn create(&mut self, node: u64) -> Replica {

@@ -6,4 +6,5 @@ mod commands;
 mod house;
 mod plant;
 mod recovery;
+mod room;
 mod suite;

@@ -12,6 +12,7 @@ use crate::Config;
 use crate::fatal::Fatal;
 use crate::log_store::LogStore;
 use crate::recovery;
+use crate::room::Room;
 use crate::state::StateMachine;
 use crate::types::TypeConfig;
 
@@ -27,7 +28,9 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
         let log = LogStore::new(opened.log, None);
         // The suite applies what it never logged and purges what it never applied, so neither
         // waits for the other here.
-        let machine = StateMachine::new(opened.store, opened.shelf, None, Arc::default());
+        let room = Room::new(&config.dir, Arc::clone(&config.space), 0).expect("there is a disk");
+        let (weight, room) = (Arc::default(), Arc::new(room));
+        let machine = StateMachine::new(opened.store, opened.shelf, None, weight, room);
         Ok((dir, log, machine))
     }
 }
