@@ -32,6 +32,8 @@ pub struct Config {
     pub reserve_bytes: u64,
     /// Who says how much is free.
     pub space: Arc<dyn FreeSpace>,
+    /// The newest format of the state that this replica reads. It stops at a newer one.
+    pub format_max: u16,
     /// How often the policy of snapshots and purges is looked at, and metrics are published.
     pub housekeeping: Duration,
     /// How long the log rests before its tail marker is brought up to its end.
@@ -60,6 +62,7 @@ impl Config {
             sled_cache_bytes: 64 << 20,
             reserve_bytes: 512 << 20,
             space: Arc::new(DiskSpace),
+            format_max: domain::FORMAT,
             housekeeping: Duration::from_millis(500),
             log_idle_mark: Duration::from_millis(10),
             files: Arc::new(RealFiles),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use domain::NodeId;
+use domain::{NewerFormat, NodeId};
 use thiserror::Error;
 
 /// Why a replica does not start.
@@ -19,6 +19,11 @@ pub enum OpenError {
     Foreign { dir: PathBuf, what: String },
     #[error(transparent)]
     Log(#[from] wal::OpenError),
+    /// Nothing was changed: a program that knows the format goes on from here.
+    #[error("{}: {newer}", dir.display())]
+    Format { dir: PathBuf, newer: NewerFormat },
+    #[error("{} has format {found}, this program reads format {supported}", file.display())]
+    NewerFile { file: PathBuf, found: u32, supported: u32 },
     /// The state is damaged or lost, and nothing on this node can rebuild it.
     #[error(
         "the state can not be rebuilt here: {why}. The log and the vote are whole. Remove this \

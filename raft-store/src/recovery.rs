@@ -17,7 +17,7 @@ use crate::error::OpenError;
 use crate::fatal::Fatal;
 use crate::files::{make_dir, read, write_durably};
 use crate::snapshots::{Origin, Shelf};
-use crate::state::{Generations, Loaded, SetKey, Store};
+use crate::state::{Generations, Loaded, SetKey, Store, Unreadable};
 
 /// A second damage within this time is not put down to chance.
 const DAMAGE_SPAN: Duration = Duration::from_hours(1);
@@ -132,6 +132,17 @@ impl Identity {
     }
 
     fn check(&self, dir: &Path, found: &[u8]) -> Result<(), OpenError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            format: u32,
+        }
+        // First, since a newer format may have other fields.
+        if let Ok(Versioned { format }) = serde_json::from_slice(found)
+            && format > self.format
+        {
+            let (file, supported) = (dir.join("node.json"), self.format);
+            return Err(OpenError::NewerFile { file, found: format, supported });
+        }
         let foreign = |what: String| OpenError::Foreign { dir: dir.to_path_buf(), what };
         let found: Self = serde_json::from_slice(found)
             .map_err(|error| foreign(format!("node.json can not be read: {error}")))?;
@@ -255,6 +266,10 @@ fn assemble(
     loaded: Loaded,
     report: impl FnOnce(u64) -> RecoveryReport,
 ) -> Result<Opened, OpenError> {
+    loaded.view().check_format(config.format_max).map_err(|error| match error {
+        Unreadable::Newer(newer) => OpenError::Format { dir: config.dir.clone(), newer },
+        Unreadable::Broken(broken) => OpenError::NoState { why: broken.to_string() },
+    })?;
     // What is in use is durable before the log relies on it.
     let synced = generations.sync(loaded.number, &loaded.tree);
     synced.map_err(OpenError::io(generations.path(loaded.number)))?;

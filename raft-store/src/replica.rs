@@ -418,6 +418,7 @@ impl Replica {
             Some(log.clone()),
             Arc::clone(&weight),
             Arc::clone(&room),
+            config.format_max,
         );
         let log_store = LogStore::new(log.clone(), Some(Arc::clone(&store)));
         let network =

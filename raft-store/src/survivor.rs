@@ -38,7 +38,7 @@ impl Survivor {
             let applied = store.note().index();
             let entries = log.read(applied + 1..).map_err(io::Error::other)?;
             let entries = entries.iter().map(parse).collect::<io::Result<Vec<_>>>()?;
-            decide(&store, entries).map_err(io::Error::other)
+            decide(&store, entries, config.format_max).map_err(io::Error::other)
         };
         let decided = read().map_err(OpenError::io(&config.dir))?;
         let known: Option<LogId> =

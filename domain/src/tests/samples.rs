@@ -274,7 +274,7 @@ fn the_life_leaves_a_record_in_every_table() {
 /// The largest of what a cluster plausibly holds: a store keeps records up to 4 KiB well.
 #[test]
 fn the_largest_plausible_records_fit() {
-    let nodes: Vec<_> = (1..=7).map(crate::NodeId).collect();
+    let nodes: Vec<_> = (1..=7).map(NodeId).collect();
     let mut epoch = new_epoch(2, &nodes);
     epoch.shares.values_mut().for_each(|share| *share = vec![0; 400]);
     let mut house = House::of_three();
@@ -287,7 +287,7 @@ fn the_largest_plausible_records_fit() {
 
     // Real shares (RSA-3072) have 384 bytes: this is how many members one record can serve.
     let bytes = |members: u64| {
-        let nodes: Vec<_> = (1..=members).map(crate::NodeId).collect();
+        let nodes: Vec<_> = (1..=members).map(NodeId).collect();
         let mut house = House::of_three();
         house.ok(propose(2, &nodes));
         for node in nodes {

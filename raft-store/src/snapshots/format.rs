@@ -134,6 +134,14 @@ impl<R: Read> SnapshotReader<R> {
     pub(crate) fn new(mut source: R) -> io::Result<Self> {
         let mut magic = [0; 8];
         source.read_exact(&mut magic)?;
+        if let [b'S', b'R', b'S', b'N', b'A', b'P', found @ ..] = magic
+            && found.iter().all(u8::is_ascii_digit)
+            && found > *b"01"
+        {
+            let found = String::from_utf8_lossy(&found).into_owned();
+            let what = format!("it is a snapshot of format {found}, this program reads format 01");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
         if magic != *MAGIC {
             return Err(damaged("it is no snapshot of a format that this program reads"));
         }

@@ -63,6 +63,10 @@ impl Shelf {
                     let bytes = disk.open(&path)?.size()?;
                     files.push(SnapshotFile { path, meta, bytes });
                 }
+                // A newer program's: whole, and not to be put out of its way.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    return Err(io::Error::new(error.kind(), format!("{name}: {error}")));
+                }
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a snapshot is damaged");
                     metrics::counter!("strongroom_snapshot_damaged_total").increment(1);

@@ -15,6 +15,7 @@ use crate::files::{make_dir, read, remove_if_there, write_durably};
 use crate::snapshots::SnapshotReader;
 use crate::state::digest::SetKey;
 use crate::state::note::{NOTE_KEY, Note};
+use crate::state::view::View;
 
 /// sled gives its lock back a moment after a database is dropped.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
@@ -34,6 +35,12 @@ pub(crate) struct Loaded {
     pub(crate) number: u64,
     pub(crate) tree: sled::Db,
     pub(crate) note: Note,
+}
+
+impl Loaded {
+    pub(crate) fn view(&self) -> View<'_> {
+        View::new(&self.tree, self.note.index())
+    }
 }
 
 impl Generations {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use domain::{Broken, Changes, Command};
+use domain::{Broken, Change, Changes, Command};
 use futures_util::{Stream, StreamExt};
 use openraft::entry::RaftPayload;
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -29,6 +29,7 @@ pub(crate) struct StateMachine {
     log: Option<wal::Log>,
     weight: Arc<LogWeight>,
     room: Arc<Room>,
+    format_max: u16,
 }
 
 /// How many bytes of log a snapshot would make superfluous.
@@ -73,8 +74,9 @@ impl StateMachine {
         log: Option<wal::Log>,
         weight: Arc<LogWeight>,
         room: Arc<Room>,
+        format_max: u16,
     ) -> Self {
-        Self { store, shelf, log, weight, room }
+        Self { store, shelf, log, weight, room, format_max }
     }
 
     fn builder(&self) -> Builder {
@@ -85,7 +87,7 @@ impl StateMachine {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         self.await_log(last.log_id.index()).await?;
         let (entries, responders): (Vec<Entry>, Vec<_>) = batch.into_iter().unzip();
-        let decided = decide(&self.store, entries).map_err(io::Error::other)?;
+        let decided = decide(&self.store, entries, self.format_max).map_err(io::Error::other)?;
         self.store.commit(&decided.changes, decided.note).map_err(io::Error::other)?;
         self.weight.add(decided.bytes);
         for (responder, reply) in responders.into_iter().zip(decided.replies) {
@@ -110,7 +112,11 @@ impl StateMachine {
     }
 }
 
-pub(crate) fn decide(store: &Store, entries: Vec<Entry>) -> Result<Decided, Broken> {
+pub(crate) fn decide(
+    store: &Store,
+    entries: Vec<Entry>,
+    format_max: u16,
+) -> Result<Decided, Broken> {
     let mut note = store.note();
     let mut replies = Vec::with_capacity(entries.len());
     let mut bytes = 0;
@@ -130,6 +136,10 @@ pub(crate) fn decide(store: &Store, entries: Vec<Entry>) -> Result<Decided, Brok
             let command: Command = domain::decode(&proposal.0)
                 .map_err(|error| Broken(format!("the command of entry {index}: {error}")))?;
             let (changes, outcome) = domain::apply(&records, index, &command)?;
+            if let (Change::SwitchFormat { to }, Ok(_)) = (&command.change, &outcome) {
+                // To go on without it would be to go another way than the others.
+                domain::readable(*to, format_max).map_err(|newer| Broken(newer.to_string()))?;
+            }
             records.extend(changes);
             replies.push(Reply(Some(outcome)));
         }
@@ -202,8 +212,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         file: SnapshotFile,
     ) -> io::Result<()> {
         let (store, shelf) = (Arc::clone(&self.store), Arc::clone(&self.shelf));
-        let meta = meta.clone();
-        let installed = in_background(move || install(&store, &shelf, &meta, &file)).await;
+        let (meta, most) = (meta.clone(), self.format_max);
+        let installed = in_background(move || install(&store, &shelf, &meta, &file, most)).await;
         self.weight.snapshot_taken(self.weight.applied());
         installed.inspect_err(|error| {
             self.store.fatal().raise(format!("a snapshot can not be installed: {error}"));
@@ -220,6 +230,7 @@ fn install(
     shelf: &Shelf,
     meta: &SnapshotMeta,
     file: &SnapshotFile,
+    format_max: u16,
 ) -> io::Result<()> {
     let kept = shelf.admit(&file.path)?;
     if kept.meta != *meta {
@@ -227,7 +238,9 @@ fn install(
     }
     let generations = store.generations();
     let next = generations.current()?.unwrap_or(0) + 1;
-    store.replace(generations.fill(next, shelf.reader(&kept.path)?)?)?;
+    let loaded = generations.fill(next, shelf.reader(&kept.path)?)?;
+    loaded.view().check_format(format_max).map_err(io::Error::other)?;
+    store.replace(loaded)?;
     metrics::counter!("strongroom_snapshot_installs_total").increment(1);
     tracing::info!(index = kept.index(), "a snapshot was installed");
     Ok(())

@@ -17,4 +17,5 @@ pub(crate) use machine::{LogWeight, StateMachine, decide};
 pub(crate) use note::Note;
 pub(crate) use overlay::Overlay;
 pub(crate) use store::Store;
+pub(crate) use view::Unreadable;
 pub use view::View;

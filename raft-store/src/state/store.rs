@@ -54,7 +54,7 @@ impl Store {
     /// Looks at the records as they are now. Looking again inside `look` can wait for ever.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {
         let inner = self.inner();
-        look(&View::new(&inner.loaded.tree, inner.loaded.note.index()))
+        look(&inner.loaded.view())
     }
 
     pub(crate) fn note(&self) -> Note {
@@ -121,8 +121,7 @@ impl Store {
         if inner.loaded.number != frozen.generation {
             return Ok(None);
         }
-        let view = View::new(&inner.loaded.tree, inner.loaded.note.index());
-        frozen.next_chunk(&view, records).map(Some)
+        frozen.next_chunk(&inner.loaded.view(), records).map(Some)
     }
 
     /// Puts another generation, which is durable, in the place of the present one.

@@ -1,6 +1,16 @@
 //! The records at one point in time.
 
-use domain::{Broken, Records};
+use domain::{Broken, NewerFormat, Records};
+use thiserror::Error;
+
+/// Why a state can not be gone on from.
+#[derive(Debug, Error)]
+pub(crate) enum Unreadable {
+    #[error(transparent)]
+    Newer(#[from] NewerFormat),
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
 
 /// While a view is held, nothing is applied: look and let go. sled's iterators alone are no view of
 /// a point in time.
@@ -13,6 +23,13 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     pub(crate) fn new(tree: &'a sled::Tree, index: u64) -> Self {
         Self { tree, index }
+    }
+
+    /// Whether a replica that reads up to the format `most` reads this state.
+    pub(crate) fn check_format(&self, most: u16) -> Result<(), Unreadable> {
+        let found =
+            domain::view::cluster(self)?.map_or(domain::FORMAT_OLDEST, |found| found.format);
+        Ok(domain::readable(found, most)?)
     }
 
     /// The log is applied up to here.

@@ -66,6 +66,10 @@ pub(super) fn initialise() -> Command {
     command(0, Change::Initialise(Box::new(first)))
 }
 
+pub(super) fn switch_format(to: u16) -> Command {
+    command(u64::from(to) << 32, Change::SwitchFormat { to })
+}
+
 pub(super) fn create_key(number: u64) -> Command {
     let key = new_key(number, Namespace::default(), format!("key-{number}"));
     command(number, Change::CreateKey(Box::new(key)))

@@ -3,6 +3,7 @@
 mod backup;
 mod cluster;
 mod commands;
+mod formats;
 mod house;
 mod plant;
 mod recovery;

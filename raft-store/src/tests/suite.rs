@@ -30,7 +30,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
         // waits for the other here.
         let room = Room::new(&config.dir, Arc::clone(&config.space), 0).expect("there is a disk");
         let (weight, room) = (Arc::default(), Arc::new(room));
-        let machine = StateMachine::new(opened.store, opened.shelf, None, weight, room);
+        let machine =
+            StateMachine::new(opened.store, opened.shelf, None, weight, room, domain::FORMAT);
         Ok((dir, log, machine))
     }
 }
