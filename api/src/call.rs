@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Uri};
 use bytes::Bytes;
 use crypto::digest::sha256_parts;
 use custody::{Context, Credential, IdempotencyKey};
-use domain::{Namespace, NodeId, Operation, Revision, TokenId, Version};
+use domain::{KitId, Namespace, NodeId, Operation, Revision, TokenId, Version};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
@@ -105,6 +105,10 @@ impl Call {
     pub(crate) fn token_id(&self) -> Result<TokenId, Refusal> {
         // Ids are 32 hexadecimal digits; anything else is the id of nothing.
         TokenId::parse(self.segment("id")).ok_or_else(|| Refusal::not_found("no such token"))
+    }
+
+    pub(crate) fn kit_id(&self) -> Result<KitId, Refusal> {
+        KitId::parse(self.segment("id")).ok_or_else(|| Refusal::not_found("no such recovery kit"))
     }
 
     fn segment(&self, name: &str) -> &str {

@@ -8,6 +8,7 @@ use domain::{EpochState, Join, JoinStatus, Member, NodeId, Standing};
 use wire::{NodeHsm, StateDigest};
 
 use crate::call::Call;
+use crate::kits;
 use crate::problem::Refusal;
 use crate::render;
 use crate::reply::{Answer, Reply};
@@ -119,6 +120,7 @@ fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
         kek: kek(&status.kek),
         nodes: status.nodes.into_iter().map(node).collect(),
         survives: wire::Survives { nodes: status.survives.nodes, zones: status.survives.zones },
+        recovery_kits: status.kits.into_iter().map(kits::summary).collect(),
     }
 }
 
@@ -133,7 +135,7 @@ fn kek(status: &KekStatus) -> wire::Kek {
     }
 }
 
-fn kek_state(state: EpochState) -> wire::KekState {
+pub(crate) fn kek_state(state: EpochState) -> wire::KekState {
     match state {
         EpochState::Distributing => wire::KekState::Distributing,
         EpochState::Active => wire::KekState::Active,

@@ -12,6 +12,7 @@ mod cluster;
 mod edge;
 mod forward;
 mod keys;
+mod kits;
 mod metrics;
 mod openapi;
 mod page;

@@ -191,6 +191,8 @@ mod tests {
         POST /v1/cluster/joins/{id}/approve  DELETE /v1/cluster/nodes/{id}
         POST /v1/cluster/transfer-leader  POST /v1/cluster/nodes/{id}/cordon
         POST /v1/cluster/nodes/{id}/uncordon  POST /v1/cluster/rotate-kek
+        GET /v1/cluster/recovery-kits  POST /v1/cluster/recovery-kits
+        DELETE /v1/cluster/recovery-kits/{id}
         POST /v1/cluster/snapshot  GET /v1/cluster/settings  PATCH /v1/cluster/settings
         POST /v1/tokens  GET /v1/tokens  DELETE /v1/tokens/{id}
         POST /v1/keys  GET /v1/keys  GET /v1/keys/{name}  PATCH /v1/keys/{name}

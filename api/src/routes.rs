@@ -18,7 +18,7 @@ use crate::metrics::count_unmatched;
 use crate::problem::Problem;
 use crate::reply::Reply;
 use crate::route::{Kind, Route, delete, get, patch, post};
-use crate::{cluster, keys, openapi, page, settings, sys, tokens, uses, versions};
+use crate::{cluster, keys, kits, openapi, page, settings, sys, tokens, uses, versions};
 
 /// The API of one node: what it does itself, and what it takes to the leader.
 pub fn router(custody: Custody, forwarder: Arc<dyn Forwarder>, options: Options) -> Router {
@@ -59,6 +59,11 @@ pub(crate) fn table() -> Table<Custody> {
             .answers::<wire::Settings>(), settings::show)
         .on(patch("/v1/cluster/settings", "update_settings", "Change settings")
             .takes::<wire::SettingsPatch>().answers::<wire::Settings>(), settings::update)
+        .on(get("/v1/cluster/recovery-kits", "list_recovery_kits", "The recovery kits, and what is wrapped to each")
+            .answers::<wire::RecoveryKits>(), kits::list)
+        .on(post("/v1/cluster/recovery-kits", "pin_recovery_kit", "Have every epoch wrapped to a kit, too")
+            .takes::<wire::PinRecoveryKit>().creates::<wire::RecoveryKit>(), kits::pin)
+        .on(delete("/v1/cluster/recovery-kits/{id}", "drop_recovery_kit", "Wrap nothing more to a kit"), kits::drop)
         // Tokens
         .on(post("/v1/tokens", "create_token", "Make a bearer token")
             .takes::<wire::CreateToken>().creates::<wire::CreatedToken>(), tokens::create)

@@ -8,6 +8,7 @@ mod stories {
     mod bad_input;
     mod failover;
     mod join;
+    mod kit;
     mod partition;
     mod revocation;
     mod secrets;

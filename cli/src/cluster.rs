@@ -8,7 +8,7 @@ use client::Client;
 use crypto::sign::{MEMBER, OperatorKey};
 use wire::{
     Approve as ApproveBody, Bytes64, ClusterStatus, CreateJoinToken, Join, Joins, MemberRole,
-    NodeId, Patch, Settings, SettingsPatch, Span,
+    NodeId, Patch, RecoveryKitStatus, Settings, SettingsPatch, Span,
 };
 use zeroize::Zeroizing;
 
@@ -270,6 +270,17 @@ fn joins_table(joins: &[Join]) -> String {
 }
 
 /// The cluster as a person reads it.
+/// Whether losing every slot can be survived.
+fn kits(kits: &[RecoveryKitStatus]) -> String {
+    let kit = |kit: &RecoveryKitStatus| {
+        let RecoveryKitStatus { name, threshold, shares, escrowed, .. } = kit;
+        let state = if *escrowed { "" } else { ", the active epoch is not wrapped to it yet" };
+        format!("{name} ({threshold} of {shares}{state})")
+    };
+    let kits: Vec<String> = kits.iter().map(kit).collect();
+    if kits.is_empty() { "none".to_owned() } else { kits.join(", ") }
+}
+
 pub(crate) fn describe(cluster: &ClusterStatus) -> String {
     let kek = &cluster.kek;
     let head = facts([
@@ -286,6 +297,7 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
                 kek.epoch, kek.state, kek.copies, kek.sites, kek.rewrapped, kek.total
             ),
         ),
+        ("recovery kits", kits(&cluster.recovery_kits)),
         ("survives", format!("{} nodes, {} zones", cluster.survives.nodes, cluster.survives.zones)),
     ]);
     let nodes = rows(

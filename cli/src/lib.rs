@@ -11,6 +11,7 @@ mod failure;
 mod file;
 mod global;
 mod key;
+pub mod kit;
 mod output;
 mod random;
 mod statement;
@@ -42,6 +43,9 @@ pub enum Command {
     /// Members, joins, leadership, the KEK and settings
     #[command(subcommand)]
     Cluster(Box<cluster::Command>),
+    /// Recovery kits: what brings the keys back when every slot is lost
+    #[command(subcommand)]
+    RecoveryKit(Box<kit::Command>),
     /// Draw random bytes
     Random(random::Random),
     /// Measure throughput and latency
@@ -62,6 +66,7 @@ pub async fn run(command: Command, global: Global) -> ExitCode {
         Command::Decrypt(decrypt) => file::decrypt(decrypt, &global).await,
         Command::Token(command) => token::run(command, &global).await,
         Command::Cluster(command) => cluster::run(*command, &global).await,
+        Command::RecoveryKit(command) => kit::run(*command, &global).await,
         Command::Random(random) => random::run(random, &global).await,
         Command::Bench(bench) => bench::run(bench, &global).await,
         Command::Completions { shell } => {

@@ -63,6 +63,42 @@ impl<'a> Statement<'a> {
     }
 }
 
+/// What operators sign to have every epoch wrapped to a recovery kit, as the domain reads it.
+#[derive(Clone, Debug)]
+pub(crate) struct KitStatement<'a> {
+    pub(crate) lineage: [u8; LINEAGE],
+    pub(crate) id: [u8; 16],
+    pub(crate) name: &'a str,
+    /// `SubjectPublicKeyInfo`.
+    pub(crate) public: &'a [u8],
+    pub(crate) threshold: u16,
+    pub(crate) shares: u16,
+}
+
+impl KitStatement<'_> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![FORMAT];
+        bytes.extend_from_slice(&self.lineage);
+        bytes.extend_from_slice(&self.id);
+        for field in [self.name.as_bytes(), self.public] {
+            varint(field.len() as u64, &mut bytes);
+            bytes.extend_from_slice(field);
+        }
+        for number in [self.threshold, self.shares] {
+            varint(number.into(), &mut bytes);
+        }
+        bytes
+    }
+}
+
+fn varint(mut number: u64, bytes: &mut Vec<u8>) {
+    while number >= 0x80 {
+        bytes.push(0x80 | number.to_le_bytes()[0]);
+        number >>= 7;
+    }
+    bytes.push(number.to_le_bytes()[0]);
+}
+
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -127,6 +163,27 @@ mod tests {
         *other.last_mut().unwrap() ^= 1;
         let print = |bytes: &[u8]| Statement::parse(bytes).unwrap().fingerprint();
         assert_ne!(print(&one), print(&other));
+    }
+
+    /// The domain's golden file has what it writes and reads.
+    #[test]
+    fn a_kits_statement_is_written_as_the_domain_reads_it() {
+        let golden = include_str!("../../domain/tests/golden/statements.txt");
+        let line = golden.lines().find_map(|line| line.strip_prefix("kit ")).unwrap();
+        let id = |number: u8| {
+            let mut id = [0xa5; 16];
+            id[8..].copy_from_slice(&u64::from(number).to_be_bytes());
+            id
+        };
+        let statement = KitStatement {
+            lineage: id(2),
+            id: id(40),
+            name: "kit-40",
+            public: &[40; 422],
+            threshold: 2,
+            shares: 3,
+        };
+        assert_eq!(hex::encode(statement.to_bytes()), line);
     }
 
     #[test]

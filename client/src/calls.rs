@@ -8,9 +8,9 @@ use wire::recipient::{self, Sealed};
 use wire::{
     Answer, Approve, Ciphertext, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
     CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, Health, Input, Join, JoinToken, Joins,
-    Kek, Key, Keys, ListKeys, NodeId, Outcome, Page, Plaintext, Problem, Random, RandomRequest,
-    Reencrypt, ScheduleDestruction, Settings, SettingsPatch, Snapshot, Token, Tokens,
-    TransferLeader, UpdateKey, Version, Versions,
+    Kek, Key, Keys, ListKeys, NodeId, Outcome, Page, PinRecoveryKit, Plaintext, Problem, Random,
+    RandomRequest, RecoveryKit, RecoveryKits, Reencrypt, ScheduleDestruction, Settings,
+    SettingsPatch, Snapshot, Token, Tokens, TransferLeader, UpdateKey, Version, Versions,
 };
 
 use crate::request::{Answered, encode};
@@ -86,6 +86,21 @@ impl Client {
     pub async fn update_settings(&self, patch: &SettingsPatch) -> Result<Settings, Error> {
         let request = Request::change(Method::PATCH, "/v1/cluster/settings")?.json(patch)?;
         Ok(self.call(request).await?.value)
+    }
+
+    /// The recovery kits, with what is wrapped to each.
+    pub async fn recovery_kits(&self) -> Result<Vec<RecoveryKit>, Error> {
+        let RecoveryKits { recovery_kits } = self.read("/v1/cluster/recovery-kits").await?;
+        Ok(recovery_kits)
+    }
+
+    pub async fn pin_recovery_kit(&self, body: &PinRecoveryKit) -> Result<RecoveryKit, Error> {
+        self.change("/v1/cluster/recovery-kits", Some(body)).await
+    }
+
+    pub async fn drop_recovery_kit(&self, id: &str) -> Result<(), Error> {
+        let path = format!("/v1/cluster/recovery-kits/{}", encode(id));
+        self.call::<IgnoredAny>(Request::change(Method::DELETE, path)?).await.map(drop)
     }
 
     pub async fn create_token(&self, body: &CreateToken) -> Result<CreatedToken, Error> {

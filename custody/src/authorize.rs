@@ -32,6 +32,7 @@ verbs! {
     ReadTokens: Operator | Auditor;
     ChangeTokens: Operator;
     ReadCluster: Operator | Auditor;
+    ReadEscrow: Operator;
     ChangeCluster: Operator;
 }
 

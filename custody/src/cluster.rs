@@ -8,11 +8,13 @@ mod authority;
 mod ceremony;
 mod certificates;
 mod clock;
+mod formats;
 mod health;
 mod identity;
 mod init;
 mod introduce;
 mod join;
+mod kits;
 mod messages;
 mod operators;
 mod roster;
@@ -27,7 +29,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use domain::{KekId, KeyId, Version};
+use domain::{KekId, KeyId, NodeId, Version};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -37,8 +39,9 @@ pub use certificates::{CertificateOptions, Issued};
 pub use identity::SlotIdentity;
 pub use init::{FIRST_NODE, Founded, InitError, Prepared, found, prepare, start};
 pub use join::{Admitted, JoinError, Newcomer, Progress, join};
+pub use kits::{Escrowed, KitSummary, KitView};
 pub use messages::LANE_PREFIX;
-pub use operators::{DOMAIN, Pinned, Refused, verify};
+pub use operators::{DOMAIN, Pinned, Refused, verify, verify_kit};
 pub use roster::{Peer, Roster};
 pub use status::{ClusterStatus, KekStatus, NodeStatus, NodeView};
 pub use verbs::NewJoinToken;
@@ -78,6 +81,8 @@ pub struct State {
     canary: Mutex<Option<KekId>>,
     /// Versions whose blob does not open: an alarm, and nothing for a re-wrap to stop at.
     damaged: Mutex<BTreeSet<(KeyId, Version)>>,
+    /// The newest format that each member reads, while there is one to switch to.
+    formats: Mutex<BTreeMap<NodeId, u16>>,
     ticking: tokio::sync::Mutex<()>,
     wake: Notify,
     issued: watch::Sender<Option<Arc<Issued>>>,
@@ -92,6 +97,7 @@ impl State {
             holds_active: AtomicBool::new(false),
             canary: Mutex::default(),
             damaged: Mutex::default(),
+            formats: Mutex::default(),
             ticking: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             issued: watch::Sender::new(None),
@@ -116,6 +122,7 @@ pub fn run(
         tokio::spawn(until(stop, clock::keep(custody.clone()))),
         tokio::spawn(until(stop, crate::cache::guard(custody.clone()))),
         tokio::spawn(until(stop, introduce::insist(custody.clone()))),
+        tokio::spawn(until(stop, formats::watch(custody.clone()))),
     ];
     if let Some(certificate) = &options.certificate {
         let renew = certificates::renew(custody.clone(), certificate.clone());

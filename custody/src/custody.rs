@@ -35,6 +35,8 @@ pub struct NodeInfo {
     pub zone: Option<String>,
     /// The version of the program.
     pub version: String,
+    /// The newest format of the state that this node reads.
+    pub format_max: u16,
 }
 
 /// The service on one node. Clones are the same service.

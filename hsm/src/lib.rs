@@ -28,6 +28,11 @@ use secrecy::SecretString;
 pub use error::{HsmError, OpenError};
 pub use slot::Slot;
 
+/// Whether a KEK can be wrapped to this `SubjectPublicKeyInfo`, by any kind of slot.
+pub fn check_recipient(spki: &[u8]) -> Result<(), HsmError> {
+    spki::rsa_parts(spki).map(drop)
+}
+
 /// The name of a KEK, chosen by whoever makes an epoch; `CKA_ID` on a PKCS#11 token.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KekId(pub [u8; 16]);

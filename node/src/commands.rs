@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cli::kit::NewKit;
 use crypto::sign::OperatorKey;
 use hsm::{Slot, TokenConfig};
 use secrecy::SecretString;
@@ -24,6 +27,15 @@ pub(crate) struct Init {
     /// How many operators have to sign for a new member
     #[arg(long, default_value_t = 1)]
     threshold: u16,
+    /// Make a recovery kit as well, and write its shares into this directory
+    #[arg(long, value_name = "DIR")]
+    recovery_kit: Option<PathBuf>,
+    /// Into how many shares the recovery kit is split
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "recovery_kit")]
+    kit_shares: u8,
+    /// How many of them bring it back
+    #[arg(long, value_name = "M", default_value_t = 3, requires = "recovery_kit")]
+    kit_threshold: u8,
 }
 
 #[derive(clap::Args, Debug)]
@@ -57,8 +69,12 @@ pub(crate) async fn init(init: Init) -> ExitCode {
     done(found(init).await)
 }
 
-async fn found(Init { config, operator_keys, threshold }: Init) -> Result<(), String> {
+async fn found(init: Init) -> Result<(), String> {
+    let Init { config, operator_keys, threshold, recovery_kit, kit_shares, kit_threshold } = init;
     let admin = admin(&config)?;
+    if !(1..=kit_shares).contains(&kit_threshold) {
+        return Err(format!("--kit-threshold {kit_threshold} does not fit {kit_shares} shares"));
+    }
     if !(1..=operator_keys.len()).contains(&usize::from(threshold)) {
         let keys = operator_keys.len();
         return Err(format!("--threshold {threshold} does not fit {keys} operator keys"));
@@ -74,6 +90,18 @@ async fn found(Init { config, operator_keys, threshold }: Init) -> Result<(), St
     eprintln!("its bootstrap token has every duty: make others, then revoke it");
     let answer = serde_json::to_string_pretty(&founded).map_err(|error| error.to_string())?;
     println!("{answer}");
+    if let Some(out) = recovery_kit {
+        let address = Config::read(&config).map_err(|wrong| wrong.to_string())?.api.advertise;
+        let new = NewKit {
+            name: "recovery-kit".into(),
+            shares: kit_shares,
+            threshold: kit_threshold,
+            out,
+        };
+        let made = membership::recovery_kit(&address, &founded, &operator_keys, &new).await?;
+        eprintln!("made the recovery kit {}: give each share to another person", made.id);
+        made.files.iter().for_each(|file| eprintln!("  {}", file.display()));
+    }
     Ok(())
 }
 
@@ -125,8 +153,38 @@ pub(crate) async fn health(Health { config }: Health) -> ExitCode {
 }
 
 /// Whether a token will serve. Opening it logs in once.
-pub(crate) fn probe(Probe { config }: Probe) -> ExitCode {
-    let config = match Config::read(&config) {
+pub(crate) fn probe(Probe { config }: &Probe) -> ExitCode {
+    with_slot(config, async |_, slot| {
+        let info = slot.info();
+        println!("kind     {}", info.kind);
+        println!("label    {}", info.label);
+        println!("serial   {}", info.serial);
+        println!("model    {}", info.model);
+        println!("profile  {}", info.profile);
+        Ok(())
+    })
+}
+
+/// What every epoch can be wrapped to: the slot of a spare HSM as a recovery kit.
+pub(crate) fn enrolment_key(Probe { config }: &Probe) -> ExitCode {
+    with_slot(config, async |name, slot| {
+        let keys = slot.node_keys(&name).await.map_err(|error| error.to_string())?;
+        println!("-----BEGIN PUBLIC KEY-----");
+        let text = STANDARD.encode(keys.enrolment_spki);
+        for line in text.as_bytes().chunks(64) {
+            println!("{}", String::from_utf8_lossy(line));
+        }
+        println!("-----END PUBLIC KEY-----");
+        Ok(())
+    })
+}
+
+/// Opens the slot of a configuration for one look at it.
+fn with_slot(
+    config: &std::path::Path,
+    look: impl AsyncFnOnce(String, &Slot) -> Result<(), String>,
+) -> ExitCode {
+    let config = match Config::read(config) {
         Ok(config) => config,
         Err(wrong) => {
             eprintln!("{wrong}");
@@ -136,10 +194,21 @@ pub(crate) fn probe(Probe { config }: Probe) -> ExitCode {
     if let Err(error) = environment::apply(&config.hsm.environment) {
         return done(Err(format!("[hsm.environment] can not be applied: {error}")));
     }
-    crate::block_on(async { done(look_at_slot(config).await) })
+    crate::block_on(async {
+        let name = config.name.clone();
+        let looked = match open_slot(config).await {
+            Ok(slot) => {
+                let looked = look(name, &slot).await;
+                slot.close().await;
+                looked
+            }
+            Err(why) => Err(why),
+        };
+        done(looked)
+    })
 }
 
-async fn look_at_slot(config: Config) -> Result<(), String> {
+async fn open_slot(config: Config) -> Result<Slot, String> {
     let pin = std::fs::read_to_string(&config.hsm.pin_file)
         .map_err(|error| format!("{}: {error}", config.hsm.pin_file.display()))?;
     let pin = SecretString::from(pin.trim_end().to_owned());
@@ -150,15 +219,7 @@ async fn look_at_slot(config: Config) -> Result<(), String> {
         }
     };
     let opened = tokio::task::spawn_blocking(|| Slot::open(token, hsm::Options::default())).await;
-    let slot = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    let info = slot.info();
-    println!("kind     {}", info.kind);
-    println!("label    {}", info.label);
-    println!("serial   {}", info.serial);
-    println!("model    {}", info.model);
-    println!("profile  {}", info.profile);
-    slot.close().await;
-    Ok(())
+    opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 fn admin(config: &std::path::Path) -> Result<AdminClient, String> {

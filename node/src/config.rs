@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use domain::{FORMAT, FORMAT_OLDEST};
 use reader::{Reader, Section};
 
 /// Half of it must hold two segments of the log.
@@ -24,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) zone: Option<String>,
     pub(crate) data_dir: PathBuf,
+    /// The newest format of the state that this node reads and so lets the cluster switch to.
+    pub(crate) format_max: u16,
     pub(crate) api: Endpoint,
     pub(crate) peers: Endpoint,
     pub(crate) admin_listen: SocketAddr,
@@ -125,6 +128,8 @@ impl Config {
         let name = reader.required(&mut node, "name", word);
         let zone = reader.optional(&mut node, "zone", word);
         let data_dir = reader.required(&mut node, "data_dir", path);
+        let newest = FORMAT.to_string();
+        let format_max = reader.defaulted(&mut node, "format_max", &newest, format);
         reader.finish(node);
 
         let api = endpoint(&mut reader, &root, "api");
@@ -183,6 +188,7 @@ impl Config {
                 name: name?,
                 zone,
                 data_dir: data_dir?,
+                format_max,
                 api: api?,
                 peers: peers?,
                 admin_listen: admin_listen?,
@@ -198,6 +204,12 @@ impl Config {
         };
         Ok(whole().expect("what is missing was told as a reason"))
     }
+}
+
+fn format(text: &str) -> Result<u16, String> {
+    let known = FORMAT_OLDEST..=FORMAT;
+    let format = text.parse().ok().filter(|format| known.contains(format));
+    format.ok_or_else(|| format!("must be from {FORMAT_OLDEST} to {FORMAT}"))
 }
 
 fn endpoint<'a>(

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use cli::kit::NewKit;
 use client::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
@@ -47,6 +48,9 @@ pub(crate) struct Dev {
     /// Node i says that its peers' wire is at this + 10 i + 1: where a proxy listens for it
     #[arg(long, value_name = "PORT")]
     peer_advertise_base_port: Option<u16>,
+    /// Make a recovery kit, of which 2 of 3 shares are needed, in the directory `recovery-kit`
+    #[arg(long)]
+    recovery_kit: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -78,7 +82,8 @@ pub(crate) async fn run(dev: Dev) -> ExitCode {
 }
 
 async fn cluster(dev: Dev) -> Result<(), String> {
-    let Dev { nodes, data_dir, base_port, hsm, zones, peer_advertise_base_port } = dev;
+    let Dev { nodes, data_dir, base_port, hsm, zones, peer_advertise_base_port, recovery_kit } =
+        dev;
     let ports = Ports { base: base_port, peers_advertised: peer_advertise_base_port };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
@@ -95,7 +100,7 @@ async fn cluster(dev: Dev) -> Result<(), String> {
             return resume(&plan, &mut servers).await;
         }
         tokio::select! {
-            built = found(&plan) => built,
+            built = found(&plan, recovery_kit) => built,
             () = died(&mut servers) => Err(format!(
                 "a node ended while the cluster was being built; see {}/n*/server.log",
                 plan.dir.display()
@@ -119,7 +124,7 @@ async fn cluster(dev: Dev) -> Result<(), String> {
 }
 
 /// Initialises the first node, and lets the others join one after another.
-async fn found(plan: &Plan) -> Result<(), String> {
+async fn found(plan: &Plan, recovery_kit: bool) -> Result<(), String> {
     let (first, others) = plan.nodes.split_first().expect("there is at least one node");
     wait(first, Until::Answers).await?;
     say("initialising");
@@ -143,7 +148,16 @@ async fn found(plan: &Plan) -> Result<(), String> {
     wait_all(plan, Until::Member).await?;
     say("waiting until every node votes and holds the key encryption key");
     membership::wait_for_voters(&client, plan.nodes.len(), START).await?;
-    answer_callers(plan, &founded.ca).await
+    answer_callers(plan, &founded.ca).await?;
+    if recovery_kit {
+        say("making a recovery kit");
+        let out = plan.dir.join("recovery-kit");
+        let new = NewKit { name: "dev".into(), shares: 3, threshold: 2, out };
+        let address = first.address().replace("https://", "");
+        let operators = [plan.operator_key()];
+        membership::recovery_kit(&address, &founded, &operators, &new).await?;
+    }
+    Ok(())
 }
 
 /// Waits until every node answers under a certificate of the cluster's CA: a node that just joined has

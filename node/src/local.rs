@@ -71,6 +71,11 @@ struct Document {
     seeds: Vec<String>,
 }
 
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
+}
+
 impl DataDir {
     /// Makes the directory if there is none, and holds it against a second server.
     pub(crate) fn hold(path: &Path) -> Result<Self, LocalError> {
@@ -125,6 +130,13 @@ impl DataDir {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(LocalError::Io { path, source }),
         };
+        // First, since a newer format may have other fields.
+        if let Ok(Versioned { format }) = serde_json::from_slice(&text)
+            && format > FORMAT
+        {
+            let why = format!("it has format {format}, this program reads format {FORMAT}");
+            return Err(LocalError::Unreadable { path, why });
+        }
         let document: Document = serde_json::from_slice(&text)
             .map_err(|why| LocalError::Unreadable { path: path.clone(), why: why.to_string() })?;
         if document.name != name {
@@ -242,6 +254,11 @@ mod tests {
         assert_eq!((read.node, read.cluster), (local.node, local.cluster));
         assert_eq!(read.pinned, local.pinned);
         assert!(matches!(held.read("n2"), Err(LocalError::Foreign { .. })));
+        let file = path.join(FILE);
+        let newer = fs::read_to_string(&file).unwrap().replace("\"format\": 1", "\"format\": 99");
+        fs::write(file, newer.replace("\"seeds\"", "\"seedlings\"")).unwrap();
+        let why = held.read("n1").unwrap_err().to_string();
+        assert!(why.contains("has format 99, this program reads format 1"), "{why}");
 
         let other = dir.path().join("home");
         fs::create_dir(&other).unwrap();

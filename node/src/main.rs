@@ -61,6 +61,9 @@ enum Command {
 enum HsmCommand {
     /// Say whether and how a token will serve
     Probe(commands::Probe),
+    /// Print the public half of the enrolment key, for a recovery kit in a spare HSM; it is made where
+    /// there is none
+    EnrolmentKey(commands::Probe),
 }
 
 fn main() -> ExitCode {
@@ -74,7 +77,8 @@ fn main() -> ExitCode {
         Command::Init(init) => block_on(commands::init(init)),
         Command::Join(join) => block_on(commands::join(join)),
         Command::Health(health) => block_on(commands::health(health)),
-        Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(probe),
+        Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(&probe),
+        Command::Hsm(HsmCommand::EnrolmentKey(probe)) => commands::enrolment_key(&probe),
         Command::Cluster(cli::Command::Completions { shell }) => {
             cli::completions(shell, Arguments::command());
             ExitCode::SUCCESS

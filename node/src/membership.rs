@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cli::kit::{self, Made, NewKit};
 use client::Client;
 use crypto::sign::OperatorKey;
 use domain::Statement;
@@ -15,6 +16,8 @@ use wire::{Approve, Bytes64, CreateJoinToken, MemberRole, Span};
 use crate::admin::{AdminClient, Found, Founding};
 
 const POLL: Duration = Duration::from_millis(100);
+/// For a first node to serve, and for a recovery kit to be taken up.
+const KIT: Duration = Duration::from_mins(1);
 
 /// Founds a cluster on the node behind the socket. `threshold` of the operators admit later members.
 pub(crate) async fn initialise(
@@ -32,6 +35,31 @@ pub(crate) async fn initialise(
         signatures: keys.iter().map(sign).collect(),
     };
     admin.found(&found).await
+}
+
+/// Makes a recovery kit for a cluster that was just founded, as soon as its first node answers.
+pub(crate) async fn recovery_kit(
+    address: &str,
+    founded: &Founding,
+    operator_keys: &[PathBuf],
+    new: &NewKit,
+) -> Result<Made, String> {
+    let operators = kit::operator_keys(operator_keys).map_err(|error| error.to_string())?;
+    let client = Client::builder([format!("https://{address}")])
+        .ca_pem(founded.ca.clone())
+        .token(founded.token.clone())
+        .deadline(KIT)
+        .build()
+        .map_err(|error| error.to_string())?;
+    // Its certificate of the new CA comes a moment after it serves.
+    let deadline = Instant::now() + KIT;
+    while let Err(error) = client.cluster().await {
+        if Instant::now() >= deadline {
+            return Err(format!("the node does not answer callers: {error}"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    kit::make(&client, &operators, new).await.map_err(|error| error.to_string())
 }
 
 /// A join token for one node of this name.

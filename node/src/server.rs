@@ -128,6 +128,7 @@ impl Node {
             api_address: self.config.api.advertise.clone(),
             peer_address: self.config.peers.advertise.clone(),
             zone: self.config.zone.clone(),
+            format_max: self.config.format_max,
         }
     }
 

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::names::words;
-use crate::{Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, Role, Span, Storage, Time};
+use crate::{
+    Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, RecoveryKitStatus, Role, Span, Storage, Time,
+};
 
 /// `GET /v1/cluster`
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -19,6 +21,9 @@ pub struct ClusterStatus {
     pub kek: Kek,
     pub nodes: Vec<NodeStatus>,
     pub survives: Survives,
+    /// The recovery kits, and whether the active epoch is wrapped to each.
+    #[serde(default)]
+    pub recovery_kits: Vec<RecoveryKitStatus>,
 }
 
 /// The active epoch of the key-encryption key; with `POST /v1/cluster/rotate-kek`, the new one.

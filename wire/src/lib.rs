@@ -8,6 +8,7 @@ mod bytes;
 mod cluster;
 mod either;
 mod key;
+mod kit;
 mod names;
 mod operation;
 mod page;
@@ -27,6 +28,7 @@ pub use key::{
     Algorithm, CreateKey, Key, KeyState, Keys, Purpose, Rotation, RotationPatch, RotationRequest,
     ScheduleDestruction, UpdateKey, Version, VersionState, Versions,
 };
+pub use kit::{Escrow, PinRecoveryKit, RecoveryKit, RecoveryKitStatus, RecoveryKits};
 pub use names::{NAME_MAX, NameError, UnknownWord, validate_name};
 pub use operation::{
     AAD_MAX, Answer, BATCH_MAX, BODY_MAX, Ciphertext, DataKey, DataKeyRequest, Decrypt, DryRun,

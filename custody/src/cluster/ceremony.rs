@@ -13,6 +13,7 @@ use domain::{
 };
 use tokio::time::Instant;
 
+use super::kits;
 use super::messages::Message;
 use super::operators;
 use super::steps::{Facts, Raft, Step, Under, next_steps};
@@ -114,9 +115,13 @@ impl Custody {
                 }
                 under.insert(epoch.epoch, Under { all, damaged: stuck });
             }
-            Ok::<_, Error>(Some((cluster, epochs, under, view::members(view)?)))
+            let escrowed = view::escrow(view, cluster.latest_epoch)?.into_keys().collect();
+            let pinned = view::kits(view)?;
+            Ok::<_, Error>(Some((cluster, epochs, under, view::members(view)?, pinned, escrowed)))
         })?;
-        let Some((cluster, epochs, under, members)) = found else { return Ok(None) };
+        let Some((cluster, epochs, under, members, pinned_kits, escrowed)) = found else {
+            return Ok(None);
+        };
         let slot_healthy = self.slot().health().borrow().is_healthy();
         let held = self.held(&epochs, slot_healthy).await;
         let statements = members
@@ -152,6 +157,10 @@ impl Custody {
             held,
             moved,
             raft,
+            kits: pinned_kits.iter().filter_map(kits::id).collect(),
+            believed_kits: kits::believed(self.pinned(), &pinned_kits),
+            escrowed,
+            formats: lock(&self.cluster_state().formats).clone(),
         };
         self.keep_watch(&facts);
         Ok(Some(facts))
@@ -237,6 +246,11 @@ impl Custody {
                 tracing::info!(node = node.0, "removed from the cluster");
                 removed.map(drop).map_err(|error| Error::Internal(error.to_string()))
             }
+            Step::SwitchFormat(to) => {
+                self.change_cluster(Change::SwitchFormat { to }, until).await?;
+                tracing::info!(format = to, "the state is of a newer format");
+                Ok(())
+            }
             Step::AddLearner(node) => {
                 let added = self.replica().add_learner(node, until).await;
                 tracing::info!(node = node.0, "the log is sent to a new member");
@@ -306,30 +320,39 @@ impl Custody {
         Err(Error::WrongState("the log does not show it yet".into()))
     }
 
-    /// Makes a KEK, wraps it to every member that is believed, and proposes all shares at once. This
-    /// slot takes its own share in like everybody else, when it is committed.
-    pub(super) async fn new_epoch(&self, facts: &Facts) -> Result<NewEpoch, Error> {
-        let (nodes, keys): (Vec<NodeId>, Vec<Vec<u8>>) = facts.recipients().into_iter().unzip();
-        let kek = KekId(random_id()?);
+    /// Makes a KEK, wraps it to every member and every recovery kit that is believed, and answers the
+    /// one change that proposes all shares. This slot takes its own share in like everybody else, when
+    /// it is committed.
+    pub(super) async fn new_epoch(&self, facts: &Facts) -> Result<Change, Error> {
+        let (nodes, mut keys): (Vec<NodeId>, Vec<Vec<u8>>) = facts.recipients().into_iter().unzip();
+        keys.extend(facts.believed_kits.values().map(|kit| kit.public.clone()));
+        let (expected, kek) = (keys.len(), KekId(random_id()?));
         let made = self.slot().make_epoch(hsm::KekId(kek.0), keys).await?;
-        if made.shares.len() != nodes.len() {
+        if made.shares.len() != expected {
             return Err(Error::Internal("the slot made another number of shares".into()));
         }
-        Ok(NewEpoch {
+        let mut shares = made.shares.into_iter();
+        let epoch = Box::new(NewEpoch {
             epoch: Epoch(facts.cluster.latest_epoch.0 + 1),
             kek,
-            shares: nodes.into_iter().zip(made.shares).collect(),
+            shares: nodes.into_iter().zip(shares.by_ref()).collect(),
             canary: made.canary,
             made_by: self.node_id(),
+        });
+        let escrow: BTreeMap<_, _> = facts.believed_kits.keys().copied().zip(shares).collect();
+        Ok(if escrow.is_empty() {
+            Change::ProposeEpoch(epoch)
+        } else {
+            Change::ProposeEscrowedEpoch { epoch, escrow }
         })
     }
 
     async fn propose_epoch(&self, facts: &Facts, until: Instant) -> Result<KekEpoch, Error> {
-        let new = Box::new(self.new_epoch(facts).await?);
-        let recipients = new.shares.len();
-        match self.change_cluster(Change::ProposeEpoch(new), until).await?.1 {
+        let new = self.new_epoch(facts).await?;
+        match self.change_cluster(new, until).await?.1 {
             Receipt::Epoch(epoch) => {
-                tracing::info!(epoch = epoch.epoch.0, recipients, "a new KEK is distributed");
+                let (members, kits) = (facts.recipients().len(), facts.believed_kits.len());
+                tracing::info!(epoch = epoch.epoch.0, members, kits, "a new KEK is distributed");
                 Ok(*epoch)
             }
             other => Err(crate::settings::unexpected(&other)),

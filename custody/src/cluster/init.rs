@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use domain::{
-    Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, EpochState, KekEpoch,
-    KekId, KeyId, Lineage, Member, Namespace, NewEpoch, NodeId, Operators, Principal, Purpose,
-    Role, Standing, Statement, Time, Token, Version, Vote,
+    Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, EpochState, FORMAT_OLDEST,
+    KekEpoch, KekId, KeyId, Lineage, Member, Namespace, NewEpoch, NodeId, Operators, Principal,
+    Purpose, Role, Standing, Statement, Time, Token, Version, Vote,
 };
 use hsm::{HsmError, Slot};
 use raft_store::{ProposeError, Replica};
@@ -100,7 +100,7 @@ pub async fn found(
     let member = Member {
         node: FIRST_NODE,
         name: statement.name.clone(),
-        signatures: operators::attribute(&pinned, &bytes, signatures),
+        signatures: operators::attribute(&pinned, operators::DOMAIN, &bytes, signatures),
         statement: bytes,
         api_address: me.api_address.clone(),
         peer_address: me.peer_address.clone(),
@@ -168,16 +168,30 @@ pub async fn found(
     })
 }
 
-/// Begins the log of a replica that was just created, and waits until the cluster stands in it.
-pub async fn start(replica: &Replica, founded: &Founded, limit: Duration) -> Result<(), InitError> {
+/// Begins the log of a replica that was just created, and waits until the cluster stands in it, at
+/// the format that the first node reads.
+pub async fn start(
+    replica: &Replica,
+    founded: &Founded,
+    format: u16,
+    limit: Duration,
+) -> Result<(), InitError> {
     let deadline = Instant::now() + limit;
     replica.initialise().await.map_err(|error| InitError::Replica(error.to_string()))?;
+    commit(replica, Change::Initialise(founded.initialise.clone()), deadline).await?;
+    if format > FORMAT_OLDEST {
+        commit(replica, Change::SwitchFormat { to: format }, deadline).await?;
+    }
+    Ok(())
+}
+
+async fn commit(replica: &Replica, change: Change, deadline: Instant) -> Result<(), InitError> {
     let command = Command {
         at: now(),
         operation: new_operation()?,
         by: Principal::cluster(),
         idempotency: None,
-        change: Change::Initialise(founded.initialise.clone()),
+        change,
     };
     loop {
         match replica.propose(command.clone(), deadline).await {

@@ -10,11 +10,11 @@
 use std::time::Duration;
 
 use domain::{
-    Change, ClusterId, JoinStatus, KekEpoch, Lineage, Member, NodeId, Operators, Receipt, Reject,
-    Standing, Statement, TokenId, view,
+    Change, ClusterId, FORMAT_OLDEST, JoinStatus, KekEpoch, Lineage, Member, NodeId, Operators,
+    Receipt, Reject, Standing, Statement, TokenId, view,
 };
 use hsm::{HsmError, NodeKeys, Slot};
-use peers::{Bytes, CallError, Caller, Peers, Refusal};
+use peers::{Bytes, CallError, Caller, Introduction, Peers, Refusal};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::Instant;
@@ -35,6 +35,8 @@ pub(super) enum Request {
     Ask(Box<Ask>),
     /// A member that the server's state does not know yet brings its signed statement, and others'.
     Introduce(Vec<Member>),
+    /// In which format is the state? Programs before format 2 do not know the question.
+    Format,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -53,6 +55,9 @@ pub(super) enum Answer {
     Refused(String),
     /// For now.
     Unavailable(String),
+    Format {
+        current: u16,
+    },
 }
 
 #[derive(Deserialize, Serialize)]
@@ -81,6 +86,8 @@ pub struct Newcomer {
     pub api_address: String,
     pub peer_address: String,
     pub zone: Option<String>,
+    /// The newest format of the state that it reads.
+    pub format_max: u16,
 }
 
 /// What the joiner shows while it waits.
@@ -160,6 +167,7 @@ impl Custody {
         let asked = domain::decode(request).map_err(|error| Refusal::Invalid(error.to_string()))?;
         let answer = match asked {
             Request::Who => self.presence(),
+            Request::Format => self.format(),
             Request::Introduce(members) => self.meet(&spki, members),
             ask @ Request::Ask(_) if self.is_leader() => answer_as_leader(self, &spki, ask).await,
             Request::Ask(_) => self.relay(&spki, request).await,
@@ -178,6 +186,14 @@ impl Custody {
                     ..member
                 }),
             },
+            Ok(None) => Answer::Unavailable("this node does not know the cluster yet".into()),
+            Err(broken) => Answer::Unavailable(broken.to_string()),
+        }
+    }
+
+    fn format(&self) -> Answer {
+        match self.replica().read(|view| view::cluster(view)) {
+            Ok(Some(cluster)) => Answer::Format { current: cluster.format },
             Ok(None) => Answer::Unavailable("this node does not know the cluster yet".into()),
             Err(broken) => Answer::Unavailable(broken.to_string()),
         }
@@ -417,8 +433,13 @@ impl Asking<'_> {
             Answer::Pending { .. }
             | Answer::Admitted(_)
             | Answer::Introduced
+            | Answer::Format { .. }
             | Answer::Refused(_) => return Err(Doubt::Unexpected),
         };
+        let current = self.format(&server, deadline).await?;
+        if let Err(newer) = domain::readable(current, self.me.format_max) {
+            return Ok(Heard::Refused(newer.to_string()));
+        }
         // Only now is the token shown.
         let request = Request::Ask(Box::new(Ask {
             token: self.token.to_owned(),
@@ -441,7 +462,27 @@ impl Asking<'_> {
             }
             Answer::Refused(why) => Ok(Heard::Refused(why)),
             Answer::Unavailable(why) => Err(Doubt::Unavailable(why)),
-            Answer::Presence { .. } | Answer::Introduced => Err(Doubt::Unexpected),
+            Answer::Presence { .. } | Answer::Introduced | Answer::Format { .. } => {
+                Err(Doubt::Unexpected)
+            }
+        }
+    }
+
+    /// The format of the cluster's state. Whoever does not know the question knows one format.
+    async fn format(&self, server: &Introduction, deadline: Instant) -> Result<u16, Doubt> {
+        let request = Bytes::from(domain::encode(&Request::Format));
+        match server.call(request, deadline).await {
+            Ok(answer) => match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
+                Answer::Format { current } => Ok(current),
+                Answer::Unavailable(why) => Err(Doubt::Unavailable(why)),
+                Answer::Presence { .. }
+                | Answer::Pending { .. }
+                | Answer::Admitted(_)
+                | Answer::Introduced
+                | Answer::Refused(_) => Err(Doubt::Unexpected),
+            },
+            Err(CallError::Refused(Refusal::Invalid(_))) => Ok(FORMAT_OLDEST),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -557,6 +598,7 @@ mod tests {
             api_address: String::new(),
             peer_address: String::new(),
             zone: None,
+            format_max: domain::FORMAT,
         };
         let mine = statement(2);
         let node_keys = NodeKeys {

@@ -25,11 +25,27 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Message {
     Status,
     Clock,
-    AcknowledgeEpoch { epoch: Epoch },
-    ForgotEpoch { epoch: Epoch },
-    Certify { spki: Vec<u8>, names: Vec<String> },
-    MoveMember { api_address: String, peer_address: String, zone: Option<String> },
-    JoinRelay { spki: Vec<u8>, request: Vec<u8> },
+    AcknowledgeEpoch {
+        epoch: Epoch,
+    },
+    ForgotEpoch {
+        epoch: Epoch,
+    },
+    Certify {
+        spki: Vec<u8>,
+        names: Vec<String>,
+    },
+    MoveMember {
+        api_address: String,
+        peer_address: String,
+        zone: Option<String>,
+    },
+    JoinRelay {
+        spki: Vec<u8>,
+        request: Vec<u8>,
+    },
+    /// Which format of the state can you read? Programs before format 2 do not know the question.
+    Format,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -41,6 +57,7 @@ pub(super) enum Reply {
     Clock(Time),
     Certificate(String),
     Join(Vec<u8>),
+    Format { most: u16 },
 }
 
 impl Custody {
@@ -61,6 +78,7 @@ impl Custody {
         match message {
             Message::Status => Ok(Reply::Status(Box::new(self.node_status()))),
             Message::Clock => Ok(Reply::Clock(now())),
+            Message::Format => Ok(Reply::Format { most: self.node().format_max }),
             Message::AcknowledgeEpoch { epoch } => {
                 self.tell_log(Change::AcknowledgeEpoch { epoch, node: from }, until).await
             }
@@ -126,7 +144,8 @@ impl Custody {
                 | Reply::Status(_)
                 | Reply::Clock(_)
                 | Reply::Certificate(_)
-                | Reply::Join(_)),
+                | Reply::Join(_)
+                | Reply::Format { .. }),
             ) => Ok(reply),
             Err(CallError::Unknown(_)) => Err(Error::OutcomeUnknown),
             Err(error @ (CallError::NotSent(_) | CallError::Refused(_))) => {

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crypto::sign::OperatorPublic;
-use domain::{Lineage, Member, NodeId, Operators, Signature, Statement};
+use domain::{KitStatement, Lineage, Member, NodeId, Operators, Signature, Statement};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -65,12 +65,39 @@ pub(super) fn verify_bytes(
     if statement.node != node {
         return Err(Refused::OtherNode { expected: node, found: statement.node });
     }
+    check_signers(pinned, DOMAIN, bytes, signatures)?;
+    Ok(statement)
+}
+
+/// The statement about a recovery kit, if enough of the pinned operators signed exactly these bytes.
+pub fn verify_kit(
+    pinned: &Pinned,
+    bytes: &[u8],
+    signatures: &[Signature],
+) -> Result<KitStatement, Refused> {
+    let statement: KitStatement = domain::decode(bytes).map_err(|_| Refused::Malformed)?;
+    if statement.to_bytes() != bytes {
+        return Err(Refused::Malformed);
+    }
+    if statement.lineage != pinned.lineage {
+        return Err(Refused::ForeignLineage { found: statement.lineage });
+    }
+    check_signers(pinned, crypto::sign::KIT, bytes, signatures)?;
+    Ok(statement)
+}
+
+fn check_signers(
+    pinned: &Pinned,
+    domain: &str,
+    bytes: &[u8],
+    signatures: &[Signature],
+) -> Result<(), Refused> {
     // One signature of each operator is looked at: strangers bring statements too, and a crowd of
     // forged signatures must not keep a node busy.
     let signed = |key: &&[u8; 32]| {
         let signature = signatures.iter().find(|signature| signature.by == **key);
         signature.is_some_and(|signature| {
-            OperatorPublic(**key).verify(DOMAIN, bytes, &signature.bytes).is_ok()
+            OperatorPublic(**key).verify(domain, bytes, &signature.bytes).is_ok()
         })
     };
     let signers: BTreeSet<&[u8; 32]> = pinned.operators.keys.iter().filter(signed).collect();
@@ -79,19 +106,24 @@ pub(super) fn verify_bytes(
     if signers.len() < usize::from(expected) {
         return Err(Refused::TooFewSigners { expected, found: signers.len() });
     }
-    Ok(statement)
+    Ok(())
 }
 
 /// Names the signer of each signature: callers send only the bytes, 64 for each operator.
 ///
 /// What no pinned operator signed is left out.
-pub(super) fn attribute(pinned: &Pinned, statement: &[u8], signatures: &[u8]) -> Vec<Signature> {
+pub(super) fn attribute(
+    pinned: &Pinned,
+    domain: &str,
+    statement: &[u8],
+    signatures: &[u8],
+) -> Vec<Signature> {
     let signed_by = |signature: &[u8]| {
         pinned
             .operators
             .keys
             .iter()
-            .find(|key| OperatorPublic(**key).verify(DOMAIN, statement, signature).is_ok())
+            .find(|key| OperatorPublic(**key).verify(domain, statement, signature).is_ok())
             .map(|by| Signature { by: *by, bytes: signature.to_vec() })
     };
     // As many as there are operators: more would only be work.
@@ -271,6 +303,43 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_kit_is_believed_for_its_own_statement_only() {
+        let (keys, pinned) = operators(2, 2);
+        let (strangers, _) = operators(2, 1);
+        let kit = |lineage| KitStatement {
+            lineage,
+            id: domain::KitId([5; 16]),
+            name: "offsite".into(),
+            public: vec![6; 422],
+            threshold: 2,
+            shares: 3,
+        };
+        let sign = |domain: &str, bytes: &[u8], keys: &[OperatorKey]| -> Vec<Signature> {
+            let by = |key: &OperatorKey| Signature {
+                by: key.public().0,
+                bytes: key.sign(domain, bytes).to_vec(),
+            };
+            keys.iter().map(by).collect()
+        };
+        let good = kit(LINEAGE);
+        let bytes = good.to_bytes();
+        let signed = sign(crypto::sign::KIT, &bytes, &keys);
+        assert_eq!(verify_kit(&pinned, &bytes, &signed), Ok(good));
+        let few = |found| Err(Refused::TooFewSigners { expected: 2, found });
+        assert_eq!(verify_kit(&pinned, &bytes, &signed[..1]), few(1));
+        let others = sign(crypto::sign::KIT, &bytes, &strangers);
+        assert_eq!(verify_kit(&pinned, &bytes, &others), few(0));
+        let as_member = sign(DOMAIN, &bytes, &keys);
+        assert_eq!(verify_kit(&pinned, &bytes, &as_member), few(0));
+        let foreign = kit(Lineage([8; 16])).to_bytes();
+        let signed = sign(crypto::sign::KIT, &foreign, &keys);
+        let found = Lineage([8; 16]);
+        assert_eq!(verify_kit(&pinned, &foreign, &signed), Err(Refused::ForeignLineage { found }));
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(verify_kit(&pinned, &longer, &signed), Err(Refused::Malformed));
+    }
+
+    #[test]
     fn a_threshold_of_nobody_is_one_of_somebody() {
         let (_, mut pinned) = operators(1, 1);
         pinned.operators.threshold = 0;
@@ -288,11 +357,13 @@ pub(super) mod tests {
             .iter()
             .flat_map(|key| key.sign(DOMAIN, &bytes))
             .collect();
-        let found: Vec<_> =
-            attribute(&pinned, &bytes, &signed).iter().map(|signature| signature.by).collect();
+        let found: Vec<_> = attribute(&pinned, DOMAIN, &bytes, &signed)
+            .iter()
+            .map(|signature| signature.by)
+            .collect();
         assert_eq!(found, [keys[1].public().0, keys[0].public().0]);
-        assert!(attribute(&pinned, &bytes, &signed[..63]).is_empty());
-        assert!(attribute(&pinned, &bytes, &signed[128..]).is_empty());
+        assert!(attribute(&pinned, DOMAIN, &bytes, &signed[..63]).is_empty());
+        assert!(attribute(&pinned, DOMAIN, &bytes, &signed[128..]).is_empty());
     }
 
     #[test]

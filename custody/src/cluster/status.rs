@@ -10,6 +10,7 @@ use raft_store::Storage;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use super::kits::{self, KitSummary};
 use super::messages::{Message, Reply};
 use super::steps::CAUGHT_UP;
 use crate::authorize::ReadCluster;
@@ -29,6 +30,7 @@ pub struct ClusterStatus {
     pub kek: KekStatus,
     pub nodes: Vec<NodeView>,
     pub survives: Survives,
+    pub kits: Vec<KitSummary>,
 }
 
 #[derive(Clone, Debug)]
@@ -97,10 +99,12 @@ impl Custody {
                 let active = epochs.into_iter().find(|epoch| epoch.epoch == cluster.active_epoch);
                 let active =
                     active.ok_or_else(|| Error::Internal("the active epoch is missing".into()))?;
-                Ok((cluster, members, active, rewrapped, total))
+                let escrow = view::escrow(view, cluster.active_epoch)?;
+                let kits = kits::summaries(self.pinned(), &view::kits(view)?, &escrow);
+                Ok((cluster, members, active, rewrapped, total, kits))
             })
             .await?;
-        let (cluster, members, active, rewrapped, total) = seen.value;
+        let (cluster, members, active, rewrapped, total, kits) = seen.value;
         let survey = self.survey().await?;
         let holders: Vec<&Member> = members
             .iter()
@@ -126,6 +130,7 @@ impl Custody {
             },
             survives: domain::survives(&survey.halves),
             nodes: survey.nodes,
+            kits,
         };
         Ok(Seen { value, index: seen.index })
     }

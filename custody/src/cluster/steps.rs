@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use domain::{
-    Cluster, Epoch, EpochState, KekEpoch, KekId, Member, NodeId, Standing, Statement, Vote,
+    Cluster, Epoch, EpochState, KekEpoch, KekId, KitId, KitStatement, Member, NodeId, Standing,
+    Statement, Vote,
 };
 
 /// Whoever is this close to the end of the log is caught up: some tens of milliseconds under load.
@@ -31,6 +32,13 @@ pub(super) struct Facts {
     /// This node is somewhere else than the state says.
     pub(super) moved: bool,
     pub(super) raft: Raft,
+    /// The recovery kits that are pinned, and those of them that are believed.
+    pub(super) kits: BTreeSet<KitId>,
+    pub(super) believed_kits: BTreeMap<KitId, KitStatement>,
+    /// The kits that the latest epoch is wrapped to.
+    pub(super) escrowed: BTreeSet<KitId>,
+    /// The newest format that each member reads, as far as they were heard.
+    pub(super) formats: BTreeMap<NodeId, u16>,
 }
 
 /// Versions under an epoch.
@@ -62,6 +70,7 @@ pub(super) enum Step {
     // The leader.
     HandOver,
     Dismiss(NodeId),
+    SwitchFormat(u16),
     AddLearner(NodeId),
     MakeEpoch,
     Promote(NodeId),
@@ -117,6 +126,7 @@ fn leader_steps(facts: &Facts) -> Vec<Step> {
             steps.push(if out { Step::HandOver } else { Step::Dismiss(member.node) });
         }
     }
+    steps.extend(facts.next_format().map(Step::SwitchFormat));
     for member in facts.believed().filter(|member| !in_raft(&member.node)) {
         steps.push(Step::AddLearner(member.node));
     }
@@ -159,14 +169,23 @@ impl Facts {
             .collect()
     }
 
-    /// A member without a share of the latest epoch, or somebody who is gone with one.
+    /// A newer format than the one in force that every member reads, learners too.
+    fn next_format(&self) -> Option<u16> {
+        let most = |member: &Member| self.formats.get(&member.node).copied().unwrap_or(0);
+        let most = self.believed().map(most).min()?;
+        (most > self.cluster.format).then_some(most)
+    }
+
+    /// A member or a kit without a share of the latest epoch, or one that is gone with one.
     fn needs_epoch(&self) -> bool {
         let Some(latest) = self.epoch(self.cluster.latest_epoch) else { return false };
         let left_out = self.believed().any(|member| !latest.shares.contains_key(&member.node));
         let gone = self.members.iter().any(|member| {
             member.standing == Standing::Removed && latest.shares.contains_key(&member.node)
         });
-        left_out || gone
+        let unescrowed = self.believed_kits.keys().any(|kit| !self.escrowed.contains(kit));
+        let dropped = self.escrowed.iter().any(|kit| !self.kits.contains(kit));
+        left_out || gone || unescrowed || dropped
     }
 
     /// A learner that has the log, and in its slot whatever a leader needs.
@@ -276,6 +295,10 @@ mod tests {
                 matched: nodes(&[1, 2, 3]).into_iter().map(|node| (node, 9000)).collect(),
                 committed: 9000,
             },
+            kits: BTreeSet::new(),
+            believed_kits: BTreeMap::new(),
+            escrowed: BTreeSet::new(),
+            formats: BTreeMap::new(),
         }
     }
 

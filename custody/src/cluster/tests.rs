@@ -1,5 +1,8 @@
 //! Whole clusters in one process: real slots (embedded), real logs, the real wire on loopback.
 
+mod formats;
+mod kits;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,6 +96,7 @@ fn newcomer(name: &str, listener: &TcpListener) -> Newcomer {
         api_address: format!("https://{name}.test:8443"),
         peer_address: listener.local_addr().unwrap().to_string(),
         zone: None,
+        format_max: domain::FORMAT,
     }
 }
 
@@ -111,7 +115,7 @@ async fn assemble(
     let identity = Arc::new(SlotIdentity::new(slot.clone(), spki));
     let peers = Peers::new(identity, roster.clone(), peers::Options::default()).unwrap();
     let config = raft_store::Config::new(dir, id, cluster, roster.pinned().lineage);
-    let config = raft_store::Config { segment_bytes: 1 << 20, ..config };
+    let config = raft_store::Config { segment_bytes: 1 << 20, format_max: me.format_max, ..config };
     let replica = if config.dir.exists() {
         Replica::open(config, peers.clone(), roster.clone()).await.unwrap().0
     } else {
@@ -124,6 +128,7 @@ async fn assemble(
         peer_address: me.peer_address.clone(),
         zone: me.zone.clone(),
         version: "test".into(),
+        format_max: me.format_max,
     };
     let custody = Custody::new(replica.clone(), slot.clone(), peers.clone(), info, roster);
     let wire = CancellationToken::new();
@@ -153,10 +158,15 @@ impl Node {
 
 impl Cluster {
     async fn of_one() -> Self {
+        Self::of_one_reading(domain::FORMAT).await
+    }
+
+    async fn of_one_reading(format_max: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let operator = OperatorKey::generate().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (me, slot) = (newcomer("n1", &listener), open_slot(dir.path(), "n1"));
+        let me = Newcomer { format_max, ..newcomer("n1", &listener) };
+        let slot = open_slot(dir.path(), "n1");
         let prepared = prepare(&slot, &me).await.unwrap();
         let operators = Operators { keys: vec![operator.public().0], threshold: 1 };
         let signature = operator.sign(DOMAIN, &prepared.statement.to_bytes());
@@ -164,7 +174,7 @@ impl Cluster {
         let roster = Roster::new(FIRST_NODE, founded.pinned.clone(), vec![founded.member.clone()]);
         let home = dir.path().join("n1");
         let node = assemble(home, slot, &me, FIRST_NODE, founded.cluster, roster, listener).await;
-        start(node.custody.replica(), &founded, PATIENCE).await.unwrap();
+        start(node.custody.replica(), &founded, me.format_max, PATIENCE).await.unwrap();
         let token = founded.token.clone();
         Self { dir, operator, token, nodes: BTreeMap::from([(1, node)]), tickets: BTreeMap::new() }
     }
@@ -531,6 +541,7 @@ async fn a_node_that_was_away_is_met_by_a_leader_it_does_not_know() {
         api_address: node.custody.node().api_address.clone(),
         peer_address: node.custody.node().peer_address.clone(),
         zone: None,
+        format_max: domain::FORMAT,
     };
     let pinned = node.custody.pinned().clone();
     let (id, members) = node
@@ -710,7 +721,8 @@ async fn who_ran_before_does_not_come_back_with_an_empty_directory() {
     let (id, ticket) = cluster.tickets.iter().find(follows).unwrap();
     let node = &cluster.nodes[id];
     let NodeInfo { name, api_address, peer_address, .. } = node.custody.node().clone();
-    let me = Newcomer { name, api_address, peer_address, zone: None };
+    let format_max = domain::FORMAT;
+    let me = Newcomer { name, api_address, peer_address, zone: None, format_max };
     let addresses = [cluster.leader().node().peer_address.clone()];
     let deadline = Instant::now() + PATIENCE;
     let again = join(&node.slot, ticket, &addresses, &me, deadline, |_| ()).await;

@@ -10,7 +10,8 @@ use raft_store::{SnapshotError, TransferError};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{join, operators};
+use super::join;
+use super::operators::{self, DOMAIN};
 use crate::authorize::{ChangeCluster, ReadCluster};
 use crate::settings::unexpected;
 use crate::tokens::{Minted, mint};
@@ -78,7 +79,7 @@ impl Custody {
                     .ok_or_else(|| Error::NotFound(format!("the join of node {node}")))
             })
             .await?;
-        let signatures = operators::attribute(self.pinned(), &statement, signatures);
+        let signatures = operators::attribute(self.pinned(), DOMAIN, &statement, signatures);
         if let Err(refused) = operators::verify_bytes(self.pinned(), node, &statement, &signatures)
         {
             tracing::warn!(node = node.0, %refused, "an approval is not signed as it must be");
@@ -207,8 +208,8 @@ impl Custody {
             return Err(Error::DryRun);
         }
         let facts = self.gather().await?.ok_or(Error::NotLeader { leader: None })?;
-        let new = Box::new(self.new_epoch(&facts).await?);
-        let done = self.commit(context, &grant.caller, Change::ProposeEpoch(new)).await?;
+        let new = self.new_epoch(&facts).await?;
+        let done = self.commit(context, &grant.caller, new).await?;
         self.cluster_state().wake.notify_one();
         let Receipt::Epoch(epoch) = done.value else { return Err(unexpected(&done.value)) };
         Ok(Changed { value: *epoch, revision: None, replayed: done.replayed, index: done.index })

@@ -38,6 +38,14 @@ fn a_good_file_is_read_whole() {
     assert_eq!(config.hsm.environment["SOFTHSM2_CONF"], "/d/softhsm2.conf");
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.reserve, 512 << 20);
+    assert_eq!(config.format_max, FORMAT);
+    let older = GOOD.replace("[api]", "format_max = 1\n[api]");
+    assert_eq!(Config::parse(&older, Path::new("f")).unwrap().format_max, 1);
+    for unknown in ["0", "99", "\"new\""] {
+        let text = GOOD.replace("[api]", &format!("format_max = {unknown}\n[api]"));
+        let why = format!("node.format_max must be from 1 to {FORMAT}");
+        assert_eq!(reasons(&text), [(6, why)]);
+    }
 }
 
 #[test]

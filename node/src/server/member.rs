@@ -82,7 +82,9 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
 
     match begin {
         Begin::Found { founded, answer } => {
-            cluster::start(&replica, &founded, FOUND).await.map_err(text)?;
+            cluster::start(&replica, &founded, node.config.format_max, FOUND)
+                .await
+                .map_err(text)?;
             node.dir.write(&local).map_err(text)?;
             let _ = answer.send(Ok(founding(&founded)));
         }
@@ -97,6 +99,7 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
         peer_address: node.config.peers.advertise.clone(),
         zone: node.config.zone.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
+        format_max: node.config.format_max,
     };
     let custody =
         Custody::new(replica.clone(), node.slot.clone(), peers.clone(), info, roster.clone());
@@ -199,6 +202,7 @@ fn replica_config(node: &Node, local: &Local) -> raft_store::Config {
         election_min: node.config.raft.election_min,
         election_max: node.config.raft.election_max,
         reserve_bytes: node.config.reserve,
+        format_max: node.config.format_max,
         ..raft_store::Config::new(node.dir.replica(), id, cluster, pinned.lineage)
     }
 }
