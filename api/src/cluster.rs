@@ -121,6 +121,23 @@ fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
         nodes: status.nodes.into_iter().map(node).collect(),
         survives: wire::Survives { nodes: status.survives.nodes, zones: status.survives.zones },
         recovery_kits: status.kits.into_iter().map(kits::summary).collect(),
+        succession: status.succession.map(succession),
+    }
+}
+
+fn succession(before: domain::Succession) -> wire::Succession {
+    wire::Succession {
+        cause: match before.cause {
+            domain::Cause::Restored => wire::SuccessionCause::Restored,
+            domain::Cause::Recovered => wire::SuccessionCause::Recovered,
+        },
+        from_cluster_id: before.from.to_string(),
+        from_index: before.index,
+        at: render::time(before.at),
+        reason: before.reason,
+        keys: before.rotation.keys,
+        rotated: before.rotation.passed,
+        rotated_at: before.rotation.finished_at.map(render::time),
     }
 }
 

@@ -309,6 +309,12 @@ impl DevCluster {
 
     /// As an operator would: `strongroom server --config F`, and nothing else.
     pub async fn restart(&mut self, node: usize) {
+        self.start_again(node).await;
+        self.await_serving(node).await;
+    }
+
+    /// The same, without waiting for what becomes of it.
+    pub async fn start_again(&mut self, node: usize) {
         self.nodes[node].await_end().await;
         let folder = self.folder.as_ref().expect("kept until the end").path();
         let log = folder.join(format!("{}.restarted.log", self.nodes[node].name));
@@ -321,7 +327,6 @@ impl DevCluster {
         if let Some(wire) = &self.wire {
             wire.set_process(node, self.nodes[node].process_id);
         }
-        self.await_serving(node).await;
     }
 
     /// Everything that the cluster's processes wrote to their output or data folders.
@@ -433,7 +438,7 @@ fn signal(process_id: u32, signal: Signal) {
     let _ = kill_process(process_id.expect("a process id is positive"), signal);
 }
 
-pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
+pub fn spawn(command: &mut Command, log: &Path) -> Child {
     let output = File::options().create(true).append(true).open(log).expect("a log file");
     let errors = output.try_clone().expect("a file can be opened twice");
     command.stdin(Stdio::null()).stdout(output).stderr(errors);

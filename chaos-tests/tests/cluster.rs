@@ -10,6 +10,7 @@ mod stories {
     mod join;
     mod kit;
     mod partition;
+    mod quorum_loss;
     mod revocation;
     mod secrets;
     mod start;

@@ -269,6 +269,15 @@ fn joins_table(joins: &[Join]) -> String {
     )
 }
 
+fn succession(before: &wire::Succession) -> String {
+    let wire::Succession { cause, from_cluster_id, from_index, at, keys, rotated, .. } = before;
+    let how_far = match before.rotated_at {
+        Some(at) => format!("all keys rotated at {at}"),
+        None => format!("{rotated} of {keys} keys rotated"),
+    };
+    format!("{cause} from {from_cluster_id} up to index {from_index} at {at}, {how_far}")
+}
+
 /// The cluster as a person reads it.
 /// Whether losing every slot can be survived.
 fn kits(kits: &[RecoveryKitStatus]) -> String {
@@ -299,6 +308,7 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
         ),
         ("recovery kits", kits(&cluster.recovery_kits)),
         ("survives", format!("{} nodes, {} zones", cluster.survives.nodes, cluster.survives.zones)),
+        ("succession", or_dash(cluster.succession.as_ref().map(succession))),
     ]);
     let nodes = rows(
         ["NODE", "NAME", "ADDRESS", "ZONE", "ROLE", "PHASE", "HSM", "APPLIED", "LAG", "DISK"],

@@ -20,6 +20,7 @@ mod operators;
 mod roster;
 mod status;
 mod steps;
+mod succession;
 #[cfg(test)]
 mod tests;
 mod verbs;
@@ -44,6 +45,7 @@ pub use messages::LANE_PREFIX;
 pub use operators::{DOMAIN, Pinned, Refused, verify, verify_kit};
 pub use roster::{Peer, Roster};
 pub use status::{ClusterStatus, KekStatus, NodeStatus, NodeView};
+pub use succession::{bootstrap_token, new_cluster_id};
 pub use verbs::NewJoinToken;
 
 /// What the loops are told at the start.

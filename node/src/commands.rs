@@ -227,7 +227,7 @@ fn admin(config: &std::path::Path) -> Result<AdminClient, String> {
     Ok(AdminClient::new(config.data_dir.join("admin.sock")))
 }
 
-fn done(outcome: Result<(), String>) -> ExitCode {
+pub(crate) fn done(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {

@@ -16,6 +16,8 @@ use thiserror::Error;
 use crate::config::TlsFiles;
 
 const FILE: &str = "node.json";
+/// The replica's directory where none was restored or recovered.
+pub(crate) const REPLICA: &str = "replica";
 const FORMAT: u32 = 1;
 /// The state, the log, the socket: only for the user that the server runs as.
 const PRIVATE: u32 = 0o700;
@@ -49,6 +51,8 @@ pub(crate) struct Local {
     pub(crate) pinned: Pinned,
     /// The members that admitted this one: whom it knows until its own state tells more.
     pub(crate) seeds: Vec<Member>,
+    /// The replica's directory, in the data directory.
+    pub(crate) replica: String,
 }
 
 /// The data directory, held by this process.
@@ -69,6 +73,10 @@ struct Document {
     operators: Vec<String>,
     threshold: u16,
     seeds: Vec<String>,
+    /// Named by those that were restored or recovered. Naming it here makes the step from one replica
+    /// to another one rename.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replica: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -109,8 +117,29 @@ impl DataDir {
         }
     }
 
-    pub(crate) fn replica(&self) -> PathBuf {
-        self.path.join("replica")
+    pub(crate) fn replica(&self, local: &Local) -> PathBuf {
+        self.path.join(&local.replica)
+    }
+
+    /// Whether a replica is here, whatever `node.json` says.
+    pub(crate) fn has_replica(&self) -> bool {
+        self.path.join(REPLICA).exists()
+    }
+
+    /// Keeps a copy of what the node was, for a person.
+    pub(crate) fn keep_node_file(&self, local: &Local) -> Result<(), LocalError> {
+        let kept = self.path.join(format!("{FILE}.before-{}", local.cluster));
+        let copied = fs::copy(self.path.join(FILE), &kept).map(drop);
+        copied.map_err(|source| LocalError::Io { path: kept, source })
+    }
+
+    /// Puts a replica out of the way that `node.json` does not name any more; nothing is deleted.
+    pub(crate) fn retire_replica(&self, local: &Local) -> Result<PathBuf, LocalError> {
+        let kept = self.path.join(format!("replica.before-{}", local.cluster));
+        match fs::rename(self.replica(local), &kept) {
+            Ok(()) => Ok(kept),
+            Err(source) => Err(LocalError::Io { path: kept, source }),
+        }
     }
 
     /// Where a certificate that the cluster issued is kept, with its key.
@@ -185,6 +214,12 @@ fn is_harmless(name: &std::ffi::OsStr) -> bool {
         || name.ends_with(".log")
 }
 
+/// One directory in the data directory.
+fn replica_name(name: Option<String>) -> Option<String> {
+    let name = name.unwrap_or_else(|| REPLICA.into());
+    (name.starts_with(REPLICA) && !name.contains(['/', '\0'])).then_some(name)
+}
+
 impl Local {
     fn to_document(&self) -> Document {
         let Pinned { lineage, operators } = &self.pinned;
@@ -197,6 +232,7 @@ impl Local {
             operators: operators.keys.iter().map(|key| STANDARD.encode(key)).collect(),
             threshold: operators.threshold,
             seeds: self.seeds.iter().map(|seed| STANDARD.encode(domain::encode(seed))).collect(),
+            replica: (self.replica != REPLICA).then(|| self.replica.clone()),
         }
     }
 
@@ -223,6 +259,7 @@ impl Local {
                 operators: Operators { keys: keys?, threshold: document.threshold },
             },
             seeds: seeds?,
+            replica: replica_name(document.replica)?,
         })
     }
 }
@@ -248,11 +285,13 @@ mod tests {
                 operators: Operators { keys: vec![[3; 32]], threshold: 1 },
             },
             seeds: Vec::new(),
+            replica: "replica-3".into(),
         };
         held.write(&local).unwrap();
         let read = held.read("n1").unwrap().unwrap();
         assert_eq!((read.node, read.cluster), (local.node, local.cluster));
         assert_eq!(read.pinned, local.pinned);
+        assert_eq!(held.replica(&read), path.join("replica-3"));
         assert!(matches!(held.read("n2"), Err(LocalError::Foreign { .. })));
         let file = path.join(FILE);
         let newer = fs::read_to_string(&file).unwrap().replace("\"format\": 1", "\"format\": 99");

@@ -12,7 +12,9 @@ mod local;
 mod membership;
 mod metrics_listener;
 mod process;
+mod recover;
 mod server;
+mod succession;
 mod telemetry;
 mod tls;
 mod waiting;
@@ -48,6 +50,8 @@ enum Command {
     Init(commands::Init),
     /// Let the node that runs here join a cluster
     Join(commands::Join),
+    /// Make a new cluster from this node's state, after the other voters are lost for good
+    Recover(recover::Recover),
     /// Say by the exit code whether the node that runs here serves
     Health(commands::Health),
     /// Look at the HSM slot of this machine
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::Dev(dev) => block_on(dev::run(dev)),
         Command::Init(init) => block_on(commands::init(init)),
         Command::Join(join) => block_on(commands::join(join)),
+        Command::Recover(recover) => recover::run(recover),
         Command::Health(health) => block_on(commands::health(health)),
         Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(&probe),
         Command::Hsm(HsmCommand::EnrolmentKey(probe)) => commands::enrolment_key(&probe),
@@ -85,6 +90,19 @@ fn main() -> ExitCode {
         }
         Command::Cluster(command) => block_on(cli::run(command, global)),
     }
+}
+
+/// For a command that works on this machine alone, while no server runs.
+fn offline(file: &std::path::Path) -> Result<Config, ExitCode> {
+    let failed = |why: String| {
+        eprintln!("strongroom: {why}");
+        ExitCode::from(1)
+    };
+    let config = Config::read(file).map_err(|wrong| failed(wrong.to_string()))?;
+    environment::apply(&config.hsm.environment)
+        .map_err(|error| failed(format!("[hsm.environment] can not be applied: {error}")))?;
+    telemetry::log(&config.log);
+    Ok(config)
 }
 
 fn server(file: &std::path::Path) -> ExitCode {

@@ -134,7 +134,7 @@ pub(crate) async fn wait_for_voters(
     Err(format!("the cluster is not whole after {limit:?}: {last}"))
 }
 
-fn read_key(path: &Path) -> Result<OperatorKey, String> {
+pub(crate) fn read_key(path: &Path) -> Result<OperatorKey, String> {
     let wrong = |why: String| format!("the operator key {}: {why}", path.display());
     let pem = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
     OperatorKey::from_pem(&pem).map_err(|error| wrong(error.to_string()))

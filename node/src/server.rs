@@ -61,7 +61,7 @@ async fn serve(config: Config) -> Result<(), String> {
     metrics_listener::serve(config.admin_listen).await?;
     let dir = DataDir::hold(&config.data_dir).map_err(|error| error.to_string())?;
     let local = dir.read(&config.name).map_err(|error| error.to_string())?;
-    if local.is_none() && dir.replica().exists() {
+    if local.is_none() && dir.has_replica() {
         let dir = config.data_dir.display();
         return Err(format!(
             "{dir} holds a replica but no node.json. If an init or join was interrupted here, empty \
@@ -236,7 +236,7 @@ impl Node {
 }
 
 /// Opens the slot with one login try.
-async fn open_slot(config: &Config) -> Result<Slot, String> {
+pub(crate) async fn open_slot(config: &Config) -> Result<Slot, String> {
     let pin_file = &config.hsm.pin_file;
     let pin = std::fs::read_to_string(pin_file)
         .map_err(|error| format!("hsm.pin_file {}: {error}", pin_file.display()))?;

@@ -24,6 +24,33 @@ pub struct ClusterStatus {
     /// The recovery kits, and whether the active epoch is wrapped to each.
     #[serde(default)]
     pub recovery_kits: Vec<RecoveryKitStatus>,
+    /// What this cluster took the place of, if it was restored or recovered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succession: Option<Succession>,
+}
+
+words! {
+    SuccessionCause {
+        Restored = "restored",
+        Recovered = "recovered",
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Succession {
+    pub cause: SuccessionCause,
+    pub from_cluster_id: String,
+    /// The last entry of that cluster's log that this one has.
+    pub from_index: u64,
+    pub at: Time,
+    pub reason: String,
+    /// Keys there were, and how many of them were looked at to be rotated.
+    pub keys: u64,
+    pub rotated: u64,
+    /// When every key had a version of this cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_at: Option<Time>,
 }
 
 /// The active epoch of the key-encryption key; with `POST /v1/cluster/rotate-kek`, the new one.

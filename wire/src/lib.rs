@@ -22,7 +22,8 @@ mod token;
 pub use bytes::{Bytes64, NotBase64, SecretBase64};
 pub use cluster::{
     Approve, ClusterStatus, CreateJoinToken, Join, JoinToken, Joins, Kek, KekState, MemberRole,
-    NodeHsm, NodeStatus, Settings, SettingsPatch, Snapshot, StateDigest, Survives, TransferLeader,
+    NodeHsm, NodeStatus, Settings, SettingsPatch, Snapshot, StateDigest, Succession,
+    SuccessionCause, Survives, TransferLeader,
 };
 pub use key::{
     Algorithm, CreateKey, Key, KeyState, Keys, Purpose, Rotation, RotationPatch, RotationRequest,

@@ -108,7 +108,7 @@ async fn refused(cluster: &DevCluster, newcomer: &Newcomer, says: &str, token: &
 }
 
 /// The whole way of an operator, who is first mistaken about the key, and about the fingerprint.
-async fn admit(cluster: &DevCluster, newcomer: &Newcomer) -> NodeId {
+pub(crate) async fn admit(cluster: &DevCluster, newcomer: &Newcomer) -> NodeId {
     let name = newcomer.home.name.clone();
     let token = join_token(cluster, &["--name", &name]).await;
     let (joined, ()) = tokio::join!(newcomer.join(cluster, &token), approve(cluster, &name));
@@ -116,7 +116,7 @@ async fn admit(cluster: &DevCluster, newcomer: &Newcomer) -> NodeId {
     String::from_utf8_lossy(&joined.stdout).trim().parse().expect("a node id")
 }
 
-async fn join_token(cluster: &DevCluster, arguments: &[&str]) -> String {
+pub(crate) async fn join_token(cluster: &DevCluster, arguments: &[&str]) -> String {
     let made =
         cluster.operator(&[&["cluster", "join-token", "-o", "json"], arguments].concat()).await;
     assert!(made.status.success(), "{}", said(&made));
@@ -124,7 +124,7 @@ async fn join_token(cluster: &DevCluster, arguments: &[&str]) -> String {
     made["token"].as_str().expect("the token's text").to_owned()
 }
 
-async fn approve(cluster: &DevCluster, name: &str) {
+pub(crate) async fn approve(cluster: &DevCluster, name: &str) {
     let join = loop {
         let joins = cluster.client().joins().await.expect("the joins");
         if let Some(join) = joins.into_iter().find(|join| join.name == name) {

@@ -122,6 +122,7 @@ impl Custody {
         let Some((cluster, epochs, under, members, pinned_kits, escrowed)) = found else {
             return Ok(None);
         };
+        let succession = self.replica().read(|view| view::successions(view))?.pop();
         let slot_healthy = self.slot().health().borrow().is_healthy();
         let held = self.held(&epochs, slot_healthy).await;
         let statements = members
@@ -161,6 +162,7 @@ impl Custody {
             believed_kits: kits::believed(self.pinned(), &pinned_kits),
             escrowed,
             formats: lock(&self.cluster_state().formats).clone(),
+            succession,
         };
         self.keep_watch(&facts);
         Ok(Some(facts))
@@ -270,6 +272,11 @@ impl Custody {
             Step::Retire(number) => {
                 self.change_cluster(Change::RetireEpoch { epoch: number }, until).await?;
                 tracing::info!(epoch = number.0, "nothing is wrapped under it any more");
+                Ok(())
+            }
+            Step::RotateSucceeded => {
+                self.rotate_succeeded(until).await?;
+                tokio::time::sleep(options.rewrap_pause).await;
                 Ok(())
             }
         }

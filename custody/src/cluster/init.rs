@@ -228,7 +228,7 @@ async fn first_epoch(slot: &Slot, statement: &Statement) -> Result<KekEpoch, Ini
 }
 
 /// `sr.<id>.<secret>`; the state keeps the digest of the whole text.
-fn bootstrap_token(now: Time) -> Result<(Token, String), InitError> {
+pub(super) fn bootstrap_token(now: Time) -> Result<(Token, String), InitError> {
     let Minted { id, text, digest } = mint("sr", "")?;
     let token = Token {
         id,

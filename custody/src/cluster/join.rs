@@ -210,6 +210,11 @@ impl Custody {
         if named.is_none_or(|member| operators::verify(self.pinned(), member).is_err()) {
             return Answer::Refused("no operator signed for this key".into());
         }
+        if named.is_some_and(|member| !self.cluster_state().roster().may_be_ours(member.node)) {
+            return Answer::Refused(
+                "this cluster took the place of yours: empty the node and let it join".into(),
+            );
+        }
         self.cluster_state().roster().introduce(members);
         Answer::Introduced
     }

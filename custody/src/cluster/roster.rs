@@ -4,7 +4,8 @@
 //! admitted this node, while its own state does not know it yet; and the *introduced*, members whose
 //! signed statements arrived before the log did. The last are needed when a node returns and the
 //! leader was admitted while it was away: without them it could not take the log that would tell it.
-//! Whoever this node's state says was removed is in none.
+//! Whoever this node's state says was removed is in none, and neither is a member of a cluster that this
+//! one took the place of: the operators signed for it once, and its id is below all ids here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{OnceLock, RwLock};
@@ -44,7 +45,7 @@ struct Known {
 impl Roster {
     /// `seeds` are the members that admitted this node; they are verified like everyone else.
     pub fn new(me: NodeId, pinned: Pinned, seeds: Vec<Member>) -> Self {
-        let known = Known::new(believed(&pinned, me, &[], &seeds, &BTreeMap::new()));
+        let known = Known::new(believed(&pinned, me, NodeId(0), &[], &seeds, &BTreeMap::new()));
         Self {
             me,
             pinned,
@@ -74,8 +75,9 @@ impl Roster {
             }
         }
         // Made anew from the state at the next question, or here while there is no state.
+        let first = self.first_seed();
         *write(&self.known) =
-            Known::new(believed(&self.pinned, self.me, &[], &self.seeds, &introduced));
+            Known::new(believed(&self.pinned, self.me, first, &[], &self.seeds, &introduced));
     }
 
     /// All who are believed, this node included.
@@ -94,6 +96,23 @@ impl Roster {
         see(&read(&self.known))
     }
 
+    /// Whether a node of this id can be of this cluster, and not of one before it.
+    pub(super) fn may_be_ours(&self, node: NodeId) -> bool {
+        let known = self.replica.get().map(|replica| {
+            replica.read(|view| {
+                let cluster = view::cluster(view).ok()??;
+                let before = view::successions(view).ok()?.pop();
+                Some((cluster, before.map_or(NodeId(0), |before| before.node)))
+            })
+        });
+        node >= known.flatten().map_or_else(|| self.first_seed(), |(_, first)| first)
+    }
+
+    /// While there is no state: whoever admitted this node was of its cluster.
+    fn first_seed(&self) -> NodeId {
+        self.seeds.iter().map(|seed| seed.node).min().unwrap_or_default()
+    }
+
     /// Nothing is verified again while the members are the same.
     fn refresh(&self, replica: &Replica) {
         let fresh = replica.read(|view| {
@@ -106,14 +125,21 @@ impl Roster {
             if revision.is_some() && read(&self.known).revision == revision {
                 return Some((index, revision, None));
             }
-            Some((index, revision, Some(view::members(view).ok()?)))
+            let first = view::successions(view).ok()?.pop().map(|before| before.node);
+            Some((index, revision, Some((view::members(view).ok()?, first))))
         });
         match fresh {
             None => {}
             Some((index, _, None)) => write(&self.known).index = Some(index),
-            Some((index, revision, Some(members))) => {
+            Some((index, revision, Some((members, first)))) => {
                 let introduced = read(&self.introduced);
-                let peers = believed(&self.pinned, self.me, &members, &self.seeds, &introduced);
+                // A state without a cluster does not know yet what came before it.
+                let first = match revision {
+                    Some(_) => first.unwrap_or_default(),
+                    None => self.first_seed(),
+                };
+                let peers =
+                    believed(&self.pinned, self.me, first, &members, &self.seeds, &introduced);
                 let mut known = Known::new(peers);
                 (known.index, known.revision) = (Some(index), revision);
                 *write(&self.known) = known;
@@ -126,6 +152,7 @@ impl Roster {
 fn believed(
     pinned: &Pinned,
     me: NodeId,
+    first: NodeId,
     members: &[Member],
     seeds: &[Member],
     introduced: &BTreeMap<NodeId, Member>,
@@ -134,7 +161,7 @@ fn believed(
     let admitted = members.iter().any(|member| member.node == me);
     let seeds = seeds.iter().filter(|_| !admitted);
     let told: BTreeMap<NodeId, &Member> = seeds
-        .chain(introduced.values())
+        .chain(introduced.values().filter(|member| member.node >= first))
         .chain(members)
         .map(|member| (member.node, member))
         .collect();
@@ -205,11 +232,11 @@ mod tests {
         let seeds = [signed(1), signed(2), member(&statement(9), &[&strangers[0]])];
         let me = NodeId(3);
 
-        let empty = believed(&pinned, me, &[], &seeds, &none);
+        let empty = believed(&pinned, me, NodeId(0), &[], &seeds, &none);
         assert_eq!(nodes(&empty), [1, 2], "an unsigned seed is nobody");
-        let replaying = believed(&pinned, me, &[signed(1)], &seeds, &none);
+        let replaying = believed(&pinned, me, NodeId(0), &[signed(1)], &seeds, &none);
         assert_eq!(nodes(&replaying), [1, 2], "the log is not at its admission yet");
-        let caught_up = believed(&pinned, me, &[signed(1), signed(3)], &seeds, &none);
+        let caught_up = believed(&pinned, me, NodeId(0), &[signed(1), signed(3)], &seeds, &none);
         assert_eq!(nodes(&caught_up), [1, 3], "node 2 was in no state");
     }
 
@@ -219,8 +246,32 @@ mod tests {
         let signed = |node| member(&statement(node), &[&keys[0]]);
         let removed = Member { standing: Standing::Removed, ..signed(2) };
         let introduced = BTreeMap::from([(NodeId(2), signed(2)), (NodeId(4), signed(4))]);
-        let peers = believed(&pinned, NodeId(1), &[signed(1), removed], &[signed(2)], &introduced);
+        let peers = believed(
+            &pinned,
+            NodeId(1),
+            NodeId(0),
+            &[signed(1), removed],
+            &[signed(2)],
+            &introduced,
+        );
         assert_eq!(nodes(&peers), [1, 4]);
+    }
+
+    #[test]
+    fn a_member_of_the_cluster_before_is_in_no_roster_whoever_introduces_it() {
+        let (keys, pinned) = operators(1, 1);
+        let signed = |node| member(&statement(node), &[&keys[0]]);
+        let introduced = [1, 2, 3, 5].map(|node| (NodeId(node), signed(node)));
+        let introduced = BTreeMap::from(introduced);
+        let peers =
+            believed(&pinned, NodeId(4), NodeId(4), &[signed(4)], &[signed(4)], &introduced);
+        assert_eq!(nodes(&peers), [4, 5]);
+
+        // A joiner that has no state yet knows it by those who admitted it.
+        let roster = Roster::new(NodeId(5), pinned, vec![signed(4)]);
+        roster.introduce(vec![signed(1), signed(6)]);
+        assert_eq!(nodes(&roster.peers()), [4, 6]);
+        assert!(!roster.may_be_ours(NodeId(3)) && roster.may_be_ours(NodeId(4)));
     }
 
     #[test]
@@ -228,7 +279,7 @@ mod tests {
         let (keys, pinned) = operators(1, 1);
         let (strangers, _) = operators(1, 1);
         let members = [member(&statement(1), &[&keys[0]]), member(&statement(2), &[&strangers[0]])];
-        let peers = believed(&pinned, NodeId(1), &members, &[], &BTreeMap::new());
+        let peers = believed(&pinned, NodeId(1), NodeId(0), &members, &[], &BTreeMap::new());
         assert_eq!(nodes(&peers), [1]);
     }
 

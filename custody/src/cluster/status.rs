@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use domain::{
-    ClusterId, Epoch, EpochState, Lineage, Member, NodeId, Standing, Survives, Vote, Voter, view,
+    ClusterId, Epoch, EpochState, Lineage, Member, NodeId, Standing, Succession, Survives, Vote,
+    Voter, view,
 };
 use raft_store::Storage;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,8 @@ pub struct ClusterStatus {
     pub nodes: Vec<NodeView>,
     pub survives: Survives,
     pub kits: Vec<KitSummary>,
+    /// The cluster that this one took the place of.
+    pub succession: Option<Succession>,
 }
 
 #[derive(Clone, Debug)]
@@ -129,6 +132,7 @@ impl Custody {
                 total,
             },
             survives: domain::survives(&survey.halves),
+            succession: self.replica().read(|view| view::successions(view))?.pop(),
             nodes: survey.nodes,
             kits,
         };

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use domain::{
     Cluster, Epoch, EpochState, KekEpoch, KekId, KitId, KitStatement, Member, NodeId, Standing,
-    Statement, Vote,
+    Statement, Succession, Vote,
 };
 
 /// Whoever is this close to the end of the log is caught up: some tens of milliseconds under load.
@@ -39,6 +39,8 @@ pub(super) struct Facts {
     pub(super) escrowed: BTreeSet<KitId>,
     /// The newest format that each member reads, as far as they were heard.
     pub(super) formats: BTreeMap<NodeId, u16>,
+    /// The cluster that this one takes the place of, if it does.
+    pub(super) succession: Option<Succession>,
 }
 
 /// Versions under an epoch.
@@ -76,6 +78,8 @@ pub(super) enum Step {
     Promote(NodeId),
     Rewrap(Epoch),
     Retire(Epoch),
+    /// Give the keys of the cluster that was succeeded versions of this one.
+    RotateSucceeded,
 }
 
 /// What is to be done, the most urgent first.
@@ -149,6 +153,9 @@ fn leader_steps(facts: &Facts) -> Vec<Step> {
             steps.push(Step::Rewrap(epoch.epoch));
         }
     }
+    if facts.slot_healthy && facts.rotates() {
+        steps.push(Step::RotateSucceeded);
+    }
     steps
 }
 
@@ -179,13 +186,23 @@ impl Facts {
     /// A member or a kit without a share of the latest epoch, or one that is gone with one.
     fn needs_epoch(&self) -> bool {
         let Some(latest) = self.epoch(self.cluster.latest_epoch) else { return false };
+        // The slots of the cluster before held those up to here.
+        let succession = self.succession.as_ref();
+        let known = succession.is_some_and(|before| latest.epoch <= before.latest_epoch);
         let left_out = self.believed().any(|member| !latest.shares.contains_key(&member.node));
         let gone = self.members.iter().any(|member| {
             member.standing == Standing::Removed && latest.shares.contains_key(&member.node)
         });
         let unescrowed = self.believed_kits.keys().any(|kit| !self.escrowed.contains(kit));
         let dropped = self.escrowed.iter().any(|kit| !self.kits.contains(kit));
-        left_out || gone || unescrowed || dropped
+        known || left_out || gone || unescrowed || dropped
+    }
+
+    /// Keys of the cluster before still have to be rotated, and the KEK for it is in this slot.
+    fn rotates(&self) -> bool {
+        let unfinished = self.succession.as_ref().filter(|s| s.rotation.finished_at.is_none());
+        unfinished.is_some_and(|before| self.cluster.active_epoch > before.latest_epoch)
+            && self.holds_active()
     }
 
     /// A learner that has the log, and in its slot whatever a leader needs.
@@ -299,7 +316,24 @@ mod tests {
             believed_kits: BTreeMap::new(),
             escrowed: BTreeSet::new(),
             formats: BTreeMap::new(),
+            succession: None,
         }
+    }
+
+    /// The slots of the cluster before held the KEKs up to this epoch.
+    fn succeeded(latest: u32, finished: bool) -> Option<Succession> {
+        let finished_at = finished.then_some(Time(2));
+        Some(Succession {
+            cause: domain::Cause::Restored,
+            from: ClusterId([9; 16]),
+            term: 1,
+            index: 1,
+            at: Time(1),
+            reason: String::new(),
+            node: ONE,
+            latest_epoch: Epoch(latest),
+            rotation: domain::Progress { finished_at, ..domain::Progress::default() },
+        })
     }
 
     fn admit(facts: &mut Facts, node: u64) {
@@ -320,6 +354,25 @@ mod tests {
         use Step::*;
         let stories: &[Story] = &[
             ("at rest", |_| {}, &[]),
+            (
+                "a cluster was succeeded",
+                |facts| facts.succession = succeeded(2, false),
+                &[MakeEpoch],
+            ),
+            (
+                "a cluster was succeeded, the KEK is a new one",
+                |facts| facts.succession = succeeded(1, false),
+                &[RotateSucceeded],
+            ),
+            (
+                "a cluster was succeeded, its blobs move first",
+                |facts| {
+                    draining(facts, 3, 0);
+                    facts.succession = succeeded(1, false);
+                },
+                &[Rewrap(Epoch(1)), RotateSucceeded],
+            ),
+            ("every key was rotated", |facts| facts.succession = succeeded(1, true), &[]),
             ("the node moved", |facts| facts.moved = true, &[Move]),
             (
                 "a share waits for the slot",

@@ -67,7 +67,11 @@ impl Custody {
     }
 
     /// Wrapped bytes for the version after the primary one.
-    async fn fresh(&self, key: &Key, epoch: &domain::KekEpoch) -> Result<Wrapped, Error> {
+    pub(crate) async fn fresh(
+        &self,
+        key: &Key,
+        epoch: &domain::KekEpoch,
+    ) -> Result<Wrapped, Error> {
         self.must_unwrap()?;
         let length = usize::from(wrapping::length(key.algorithm));
         let bytes = self.slot().random(length).await?;

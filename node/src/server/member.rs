@@ -21,7 +21,7 @@ use super::{DRAIN, FOUND, Node, founding};
 use crate::admin::{Founding, Stage};
 use crate::config::{Config, TlsFiles};
 use crate::dev::secret_file;
-use crate::local::Local;
+use crate::local::{Local, REPLICA};
 use crate::tls::Certificate;
 use crate::wire_service::{ToLeader, WireService};
 
@@ -183,6 +183,7 @@ fn local(begin: &Begin, config: &Config) -> Local {
             cluster: founded.cluster,
             pinned: founded.pinned.clone(),
             seeds: vec![founded.member.clone()],
+            replica: REPLICA.into(),
         },
         Begin::Join(admitted) => Local {
             node: admitted.node,
@@ -190,6 +191,7 @@ fn local(begin: &Begin, config: &Config) -> Local {
             cluster: admitted.cluster,
             pinned: admitted.pinned.clone(),
             seeds: admitted.members.clone(),
+            replica: REPLICA.into(),
         },
     }
 }
@@ -203,7 +205,7 @@ fn replica_config(node: &Node, local: &Local) -> raft_store::Config {
         election_max: node.config.raft.election_max,
         reserve_bytes: node.config.reserve,
         format_max: node.config.format_max,
-        ..raft_store::Config::new(node.dir.replica(), id, cluster, pinned.lineage)
+        ..raft_store::Config::new(node.dir.replica(local), id, cluster, pinned.lineage)
     }
 }
 
