@@ -10,10 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use domain::{ClusterId, Lineage};
-use wal::RealFiles;
+use wal::{Files, RealFiles};
 
-use crate::files::{BUFFER_BYTES, Stream};
-use crate::snapshots::{Origin, SnapshotFile, SnapshotReader};
+use crate::files::{BUFFER_BYTES, Stream, Writer};
+use crate::snapshots::{Origin, Shelf, SnapshotFile, SnapshotReader};
 use crate::state::{Generations, Note, SetKey, View};
 use crate::types::{LogId, index_of};
 
@@ -112,20 +112,28 @@ pub fn rehearse<T>(
     dir: &Path,
     look: impl FnOnce(&View<'_>) -> T,
 ) -> io::Result<(Summary, T)> {
-    let snapshot =
-        SnapshotReader::new(BufReader::with_capacity(BUFFER_BYTES, source)).map_err(cut)?;
-    let origin = snapshot.origin();
+    let disk: Arc<dyn Files> = Arc::new(RealFiles);
+    let received = dir.join("received");
+    let mut copy = Writer::create(&*disk, &received)?;
+    io::copy(&mut BufReader::with_capacity(BUFFER_BYTES, source), &mut copy)?;
+    copy.finish()?;
+    let origin = SnapshotReader::new(Stream::buffered(&*disk, &received)?).map_err(cut)?.origin();
     let key = SetKey::new(&origin.lineage.0);
     let (state, quarantine) = (dir.join("state"), dir.join("quarantine"));
-    let generations = Generations::new(Arc::new(RealFiles), state, quarantine, CACHE_BYTES, key)?;
-    let filled = generations.fill(1, snapshot).map_err(cut)?;
-    let expected = filled.note.clone();
-    drop(filled);
-    let loaded = generations.open(1).map_err(io::Error::other)?;
+    let shelf =
+        Shelf::open(Arc::clone(&disk), dir.join("snapshots"), &quarantine, origin, key.clone())?;
+    let aside = shelf.aside();
+    disk.rename(&received, &aside)?;
+    let snapshot = shelf.admit(&shelf.verify(&aside).map_err(cut)?)?;
+    let generations = Generations::new(disk, state, quarantine, CACHE_BYTES, key)?;
+    let made = generations.over(&snapshot)?;
+    let (current, expected) = (made.current(), made.note.clone());
+    drop(made);
+    let loaded = generations.open(&current, &shelf).map_err(io::Error::other)?;
     if loaded.note != expected {
         return Err(io::Error::other("what was restored from it reads back as another state"));
     }
-    let seen = look(&View::new(&loaded.tree, loaded.note.index()));
+    let seen = look(&loaded.view());
     Ok((Summary::of(origin, loaded.note.applied, &loaded.note), seen))
 }
 

@@ -24,8 +24,10 @@ pub struct Config {
     pub election_max: Duration,
     /// Size of a file of the log.
     pub segment_bytes: u64,
-    /// A snapshot is built when the log since the last one is larger than this and than that one.
+    /// A snapshot is built when the log since the last one, or what sled takes, is larger than this and
+    /// than half of that one; at rest, than an eighth of these.
     pub snapshot_log_bytes: u64,
+    /// sled was seen to take twice as much.
     pub sled_cache_bytes: u64,
     /// With less free than this only what may use the reserve is taken in; with less than half of
     /// it, nothing. At least four times `segment_bytes`, so that the log can always go on.
@@ -59,7 +61,7 @@ impl Config {
             election_max: Duration::from_millis(400),
             segment_bytes: 64 << 20,
             snapshot_log_bytes: 64 << 20,
-            sled_cache_bytes: 64 << 20,
+            sled_cache_bytes: 32 << 20,
             reserve_bytes: 512 << 20,
             space: Arc::new(DiskSpace),
             format_max: domain::FORMAT,

@@ -1,7 +1,7 @@
 //! What the others say to this replica.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,12 +10,13 @@ use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesResponse, VoteResponse};
 use peers::{Incoming, Refusal};
 use serde::Serialize;
+use tokio::sync::{Mutex, watch};
 
 use crate::codec::{decode, encode};
 use crate::files::Writer;
 use crate::network::{Message, SnapshotHeader};
 use crate::room::Room;
-use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
+use crate::snapshots::{Built, Shelf, in_background};
 use crate::types::{Raft, TypeConfig};
 
 /// Answers the lanes `Raft` and `Snapshot`; to be mounted in the node's `peers::Service`.
@@ -24,10 +25,28 @@ pub struct Handler {
     raft: Raft,
     shelf: Arc<Shelf>,
     room: Arc<Room>,
+    uploads: Arc<Uploads>,
 }
 
-/// Records take more room in sled than in a snapshot.
-const STATE_PER_SNAPSHOT: u64 = 3;
+/// One snapshot is taken in at a time, so that they take the room of one. The newest upload goes
+/// first: its sender gave up the earlier one, or has been followed by another leader.
+#[derive(Debug, Default)]
+pub(crate) struct Uploads {
+    newest: watch::Sender<u64>,
+    turn: Arc<Mutex<()>>,
+}
+
+/// What is being received. It is removed when it ends, unless it was taken in under its own name.
+struct Aside {
+    shelf: Arc<Shelf>,
+    path: PathBuf,
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let _ = self.shelf.disk().remove(&self.path);
+    }
+}
 
 impl std::fmt::Debug for Handler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -36,8 +55,13 @@ impl std::fmt::Debug for Handler {
 }
 
 impl Handler {
-    pub(crate) fn new(raft: Raft, shelf: Arc<Shelf>, room: Arc<Room>) -> Self {
-        Self { raft, shelf, room }
+    pub(crate) fn new(
+        raft: Raft,
+        shelf: Arc<Shelf>,
+        room: Arc<Room>,
+        uploads: Arc<Uploads>,
+    ) -> Self {
+        Self { raft, shelf, room, uploads }
     }
 
     /// One request of the lane `Raft`.
@@ -79,16 +103,37 @@ impl Handler {
     ) -> Result<Bytes, Refusal> {
         let header: SnapshotHeader = decode(&header).map_err(|error| invalid(&error))?;
         vouched(from, header.vote.leader_id().voted_for)?;
-        let aside = self.shelf.aside();
-        let installed = async {
-            self.write(&aside, &mut body).await?;
-            self.install(&aside, header).await
-        }
-        .await;
-        // Installed, it stands under its own name; else it is of no use.
-        let shelf = Arc::clone(&self.shelf);
-        let _ = in_background(move || shelf.disk().remove(&aside)).await;
-        installed
+        let mut newest = self.uploads.newest.subscribe();
+        let mut mine = 0;
+        self.uploads.newest.send_modify(|number| {
+            *number += 1;
+            mine = *number;
+        });
+        let superseded = async {
+            // Its sender lives as long as this handler.
+            let _ = newest.wait_for(|number| *number != mine).await;
+        };
+        let taking = async {
+            let turn = Arc::clone(&self.uploads.turn).lock_owned().await;
+            let aside = Aside { shelf: Arc::clone(&self.shelf), path: self.shelf.aside() };
+            self.write(&aside.path, &mut body).await?;
+            Ok::<_, Refusal>((turn, aside))
+        };
+        let (turn, aside) = tokio::select! {
+            () = superseded => {
+                return Err(Refusal::Unavailable("another snapshot is on its way".into()));
+            }
+            taken = taking => taken?,
+        };
+        // From here on it goes to its end, whether or not the sender still waits.
+        let handler = self.clone();
+        let installing = tokio::spawn(async move {
+            let installed = handler.install(&aside.path, header).await;
+            drop((aside, turn));
+            installed
+        });
+        let installed = installing.await;
+        installed.unwrap_or_else(|error| Err(Refusal::Unavailable(error.to_string())))
     }
 
     async fn write(&self, path: &Path, body: &mut Incoming) -> Result<(), Refusal> {
@@ -110,18 +155,12 @@ impl Handler {
 
     async fn install(&self, aside: &Path, header: SnapshotHeader) -> Result<Bytes, Refusal> {
         let (shelf, path) = (Arc::clone(&self.shelf), aside.to_path_buf());
-        let verified = in_background(move || {
-            let bytes = shelf.disk().open(&path)?.size()?;
-            Ok((shelf.verify(&path)?, bytes))
-        });
-        let (meta, bytes) = verified.await.map_err(|error| invalid(&error))?;
-        if meta != header.meta {
+        let file = in_background(move || shelf.verify(&path)).await;
+        let file = file.map_err(|error| invalid(&error))?;
+        if file.meta != header.meta {
             return Err(Refusal::Invalid("the snapshot is not what its header says".into()));
         }
-        if !self.room.fits(bytes.saturating_mul(STATE_PER_SNAPSHOT)) {
-            return Err(Refusal::StorageFull);
-        }
-        let file = SnapshotFile { path: aside.to_path_buf(), meta: meta.clone(), bytes };
+        let meta = file.meta.clone();
         let snapshot = Built { meta, snapshot: file };
         answer(self.raft.install_full_snapshot(header.vote, snapshot).await)
     }

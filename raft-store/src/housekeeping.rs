@@ -9,7 +9,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::fatal::Fatal;
 use crate::network::Network;
@@ -19,6 +19,13 @@ use crate::state::{LogWeight, Store};
 use crate::types::{Raft, TypeConfig, index_of};
 
 const ASK_MAX: Duration = Duration::from_millis(250);
+
+/// The log is at rest when it has grown by less than `REST_BYTES` for so long.
+const REST: Duration = Duration::from_secs(10);
+const REST_BYTES: u64 = 64 << 10;
+
+/// sled takes some space for nothing; less than this is not worth a snapshot.
+const TREE_FLOOR: u64 = 16 << 20;
 
 pub(crate) type Leader = Option<(u64, NodeId)>;
 
@@ -40,6 +47,7 @@ impl Housekeeping {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut syncs_told = 0;
         let mut asking = JoinSet::new();
+        let mut rest = (Instant::now(), self.weight.applied());
         loop {
             ticks.tick().await;
             let metrics = self.raft.metrics().borrow_watched().clone();
@@ -49,8 +57,11 @@ impl Housekeeping {
             self.room.look();
             self.ask_voters(&metrics, &mut asking);
             self.publish(&metrics, &mut syncs_told);
+            if self.weight.applied() > rest.1 + REST_BYTES {
+                rest = (Instant::now(), self.weight.applied());
+            }
             // Errors here mean that Raft has stopped, which the next turn sees.
-            let _ = self.look_after_the_log(&metrics).await;
+            let _ = self.look_after_the_log(&metrics, rest.0.elapsed() > REST).await;
         }
     }
 
@@ -79,12 +90,10 @@ impl Housekeeping {
     async fn look_after_the_log(
         &self,
         metrics: &RaftMetrics<TypeConfig>,
+        at_rest: bool,
     ) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
-        // Relative to the last snapshot, so that writing snapshots costs as much as writing the log.
-        let snapshot_bytes = self.shelf.newest().map_or(0, |file| file.bytes);
-        let due = self.weight.since_snapshot() > self.snapshot_log_bytes.max(snapshot_bytes);
         // One that would not fit is not begun; it stays due.
-        if due && self.room.fits(snapshot_estimate(&self.store.note())) {
+        if self.is_snapshot_due(at_rest) && self.room.fits(snapshot_estimate(&self.store.note())) {
             self.raft.trigger().snapshot().await?;
         }
         let upto = self.shelf.purgeable().min(self.store.durable_index());
@@ -92,6 +101,18 @@ impl Housekeeping {
             self.raft.trigger().purge_log(upto).await?;
         }
         Ok(())
+    }
+
+    /// A snapshot lets the log forget, and sled begin anew. Relative to the last one, so that writing
+    /// snapshots costs little more than writing the log; sooner when there is nothing else to do.
+    fn is_snapshot_due(&self, at_rest: bool) -> bool {
+        let snapshot_bytes = self.shelf.newest().map_or(0, |file| file.bytes);
+        let limit = self.snapshot_log_bytes.max(snapshot_bytes / 2);
+        let limit = if at_rest { limit / 8 } else { limit };
+        let log = self.weight.since_snapshot();
+        // Where a snapshot would not make sled smaller, sled's size is no reason for one.
+        let tree_grew = log > limit / 16 && self.store.tree_bytes() > limit.max(TREE_FLOOR);
+        log > limit || tree_grew
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
@@ -104,6 +125,7 @@ impl Housekeeping {
         gauge("strongroom_raft_applied_index", note.index());
         gauge("strongroom_raft_leader", u64::from(leads));
         gauge("strongroom_state_bytes", note.bytes);
+        gauge("strongroom_state_sled_bytes", self.store.tree_bytes());
         gauge("strongroom_state_durable_index", self.store.durable_index());
         gauge("strongroom_snapshot_index", self.shelf.newest().map_or(0, |file| file.index()));
         gauge("strongroom_snapshot_log_bytes", self.weight.since_snapshot());

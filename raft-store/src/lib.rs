@@ -1,14 +1,15 @@
 //! Consensus and the replicated state behind one facade, [`Replica`].
 //!
-//! A replica is openraft on our own log ([`wal`]) with the state in sled. The log is the authority:
-//! state = snapshot + log. sled is a cache that is checked at every start against a keyed digest
-//! of everything in it, and rebuilt when it does not hold what it should.
+//! A replica is openraft on our own log ([`wal`]) with the state in a snapshot and, above that, sled.
+//! The log is the authority: state = snapshot + log. sled is a cache of what changed since the
+//! snapshot; both are checked at every start against a keyed digest of all records, and the state is
+//! rebuilt when it does not hold what it should.
 //!
 //! ```text
 //! dir/  LOCK  node.json
 //!       log/        the log, the vote, the markers            (crate wal)
 //!       state/      CURRENT  OPENING  gen-<n>/                 (sled, one generation in use)
-//!       snapshots/  <index>-<term>.snapshot                    (two kept)
+//!       snapshots/  <index>-<term>.snapshot                    (two, and the one below the state)
 //!       quarantine/ what was found damaged, for a person to look at
 //! ```
 //!

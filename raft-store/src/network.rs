@@ -48,7 +48,7 @@ pub(crate) struct SnapshotHeader {
 /// entries for ever; one that is gone is noticed by its connection.
 const APPEND_PATIENCE: Duration = Duration::from_secs(1);
 
-const PACE: Pace = Pace {
+pub(crate) const PACE: Pace = Pace {
     chunk: Duration::from_secs(10),
     // The receiver reads it back, and fills and checks a whole state.
     answer: Duration::from_mins(5),

@@ -50,8 +50,8 @@ pub fn plant(
     let (generations, shelf) = prepare(config)?;
     let planted = (|| {
         let file = write_snapshot(config, &shelf, (term, index), base, changes)?;
-        let loaded = generations.fill(1, shelf.reader(&file.path)?)?;
-        generations.switch(1)?;
+        let loaded = generations.over(&file)?;
+        generations.switch(&loaded.current())?;
         let note = &loaded.note;
         let (records, bytes, digest) = (note.records, note.bytes, note.digest.to_hex());
         Ok(Planted { records, bytes, digest })
@@ -88,7 +88,7 @@ fn write_snapshot(
         }
     }
     writer.finish(&sums)?;
-    shelf.admit(&aside)
+    shelf.admit(&shelf.verify(&aside)?)
 }
 
 /// The log goes on where the state ends, in a term that nobody has voted in for another.

@@ -78,7 +78,7 @@ pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError
     let lock = lock(dir)?;
     let log = wal::Log::create(&dir.join("log"), log_options(config))?;
     let (generations, shelf) = prepare(config)?;
-    let loaded = empty(&generations, 1)?;
+    let loaded = empty(&generations)?;
     // Last, since with it the directory holds a replica.
     Identity::of(config).write(config)?;
     assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
@@ -192,9 +192,9 @@ fn open_state(
     purged: u64,
 ) -> Result<(Loaded, RecoveryPath, Option<String>), OpenError> {
     let current = generations.current().map_err(OpenError::io(generations.path(0)))?;
-    let number = current.unwrap_or(0);
+    let number = current.as_ref().map_or(0, |current| current.number);
     let found = match current {
-        Some(number) => generations.open(number),
+        Some(current) => generations.open(&current, shelf),
         None => Err("there is no generation".into()),
     };
     let why = match found {
@@ -215,7 +215,7 @@ fn open_state(
     }
     let moved = generations.quarantine(number);
     moved.map_err(OpenError::io(generations.path(number)))?;
-    let (loaded, path) = rebuild(generations, shelf, purged, number + 1, &why)?;
+    let (loaded, path) = rebuild(generations, shelf, purged, &why)?;
     Ok((loaded, path, Some(why)))
 }
 
@@ -223,16 +223,13 @@ fn rebuild(
     generations: &Generations,
     shelf: &Shelf,
     purged: u64,
-    number: u64,
     why: &str,
 ) -> Result<(Loaded, RecoveryPath), OpenError> {
     for snapshot in shelf.all().into_iter().filter(|snapshot| snapshot.index() >= purged) {
-        let filled =
-            shelf.reader(&snapshot.path).and_then(|reader| generations.fill(number, reader));
-        match filled {
+        match generations.over(&snapshot) {
             Ok(loaded) => {
-                let path = generations.path(number);
-                generations.switch(number).map_err(OpenError::io(path))?;
+                let path = generations.path(loaded.number);
+                generations.switch(&loaded.current()).map_err(OpenError::io(path))?;
                 return Ok((loaded, RecoveryPath::FromSnapshot));
             }
             Err(error) => {
@@ -242,16 +239,16 @@ fn rebuild(
         }
     }
     if purged == 0 {
-        return Ok((empty(generations, number)?, RecoveryPath::FromLog));
+        return Ok((empty(generations)?, RecoveryPath::FromLog));
     }
     let why = format!("{why}; no snapshot reaches the log, which begins after {purged}");
     Err(OpenError::NoState { why })
 }
 
-fn empty(generations: &Generations, number: u64) -> Result<Loaded, OpenError> {
-    let path = generations.path(number);
-    let made = generations.empty(number);
-    let loaded = made.and_then(|loaded| generations.switch(number).map(|()| loaded));
+fn empty(generations: &Generations) -> Result<Loaded, OpenError> {
+    let path = generations.path(0);
+    let made = generations.empty();
+    let loaded = made.and_then(|loaded| generations.switch(&loaded.current()).map(|()| loaded));
     loaded.map_err(OpenError::io(path))
 }
 
@@ -276,5 +273,6 @@ fn assemble(
     let report = report(loaded.note.index());
     let store = Store::new(generations, loaded, fatal.clone());
     let store = store.map_err(OpenError::io(&config.dir))?;
+    shelf.stand_on(store.base());
     Ok(Opened { lock, log, store, shelf: Arc::new(shelf), report })
 }

@@ -25,7 +25,7 @@ use crate::error::{
     BarrierError, MembershipError, OpenError, ProposeError, SnapshotError, TransferError,
 };
 use crate::fatal::Fatal;
-use crate::handler::Handler;
+use crate::handler::{Handler, Uploads};
 use crate::housekeeping::{Housekeeping, Leader, watch_raft};
 use crate::log_store::LogStore;
 use crate::network::Network;
@@ -50,6 +50,7 @@ struct Inner {
     store: Arc<Store>,
     shelf: Arc<Shelf>,
     room: Arc<Room>,
+    uploads: Arc<Uploads>,
     leader: watch::Receiver<Leader>,
     fatal: Fatal,
     recovery: RecoveryReport,
@@ -89,8 +90,12 @@ impl Replica {
 
     /// What the node mounts behind its `peers::Service`, for the lanes `Raft` and `Snapshot`.
     pub fn handler(&self) -> Handler {
-        let room = Arc::clone(&self.0.room);
-        Handler::new(self.0.raft.clone(), Arc::clone(&self.0.shelf), room)
+        Handler::new(
+            self.0.raft.clone(),
+            Arc::clone(&self.0.shelf),
+            Arc::clone(&self.0.room),
+            Arc::clone(&self.0.uploads),
+        )
     }
 
     /// Raft's own threads. Serving the peers' wire there keeps heartbeats from waiting behind the
@@ -460,6 +465,7 @@ impl Replica {
             store,
             shelf,
             room,
+            uploads: Arc::default(),
             leader,
             fatal,
             recovery: report.clone(),

@@ -13,7 +13,10 @@ use crate::state::{Frozen, LogWeight, Note, Store};
 use crate::types::{SnapshotMeta, TypeConfig};
 
 /// Read under the store's lock at a time: applying waits that long.
-const CHUNK_RECORDS: usize = 256;
+const READ_RECORDS: usize = 256;
+
+/// Read together when one of them is looked for.
+const CHUNK_RECORDS: usize = 64;
 
 pub(crate) struct Builder {
     store: Arc<Store>,
@@ -53,8 +56,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             }
         };
         self.weight.snapshot_taken(self.applied);
-        // Whatever a snapshot lets the log forget, sled must hold as well.
+        // Whatever a snapshot lets the log forget, the state must hold as well; and only then is it
+        // known to stand on this one.
         self.store.flush().await?;
+        self.shelf.stand_on(self.store.base());
         Ok(Built { meta: file.meta.clone(), snapshot: file })
     }
 }
@@ -62,7 +67,12 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 /// What Raft takes for no progress; an error would end it. It looks at the meta data only.
 fn nothing() -> Built {
     let meta = SnapshotMeta::default();
-    let file = SnapshotFile { path: PathBuf::new(), meta: meta.clone(), bytes: 0 };
+    let file = SnapshotFile {
+        path: PathBuf::new(),
+        meta: meta.clone(),
+        bytes: 0,
+        contents: Arc::default(),
+    };
     Built { meta, snapshot: file }
 }
 
@@ -73,7 +83,7 @@ pub(crate) fn snapshot_estimate(note: &Note) -> u64 {
     HEAD + note.bytes + PER_RECORD * note.records
 }
 
-fn build(store: &Store, shelf: &Shelf, frozen: &Frozen) -> io::Result<SnapshotFile> {
+pub(crate) fn build(store: &Store, shelf: &Shelf, frozen: &Frozen) -> io::Result<SnapshotFile> {
     let aside = shelf.aside();
     write(store, shelf, frozen, &aside).inspect_err(|_| {
         // Half a snapshot only takes room.
@@ -90,7 +100,7 @@ fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Res
     let mut writer = SnapshotWriter::create(shelf.disk(), aside, shelf.origin(), &meta)?;
     let mut sums = Note::default();
     loop {
-        let chunk = store.next_frozen_chunk(frozen, CHUNK_RECORDS).map_err(io::Error::other)?;
+        let chunk = store.next_frozen_chunk(frozen, READ_RECORDS).map_err(io::Error::other)?;
         let Some(chunk) = chunk else {
             // A snapshot of the leader was installed meanwhile, and is further.
             let _ = shelf.disk().remove(aside);
@@ -103,14 +113,17 @@ fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Res
         for (name, value) in &chunk {
             sums.count(store.generations().key(), name, None, Some(value));
         }
-        writer.chunk(&chunk)?;
+        for records in chunk.chunks(CHUNK_RECORDS) {
+            writer.chunk(records)?;
+        }
     }
     if (sums.digest, sums.records) != (frozen.note.digest, frozen.note.records) {
         let what = "the state does not sum to its digest any more: it is damaged";
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     writer.finish(&sums)?;
-    let file = shelf.admit(aside)?;
+    let file = shelf.admit(&shelf.verify(aside)?)?;
+    store.rebase(frozen, &file)?;
     metrics::counter!("strongroom_snapshot_builds_total").increment(1);
     metrics::histogram!("strongroom_snapshot_build_seconds").record(started.elapsed());
     tracing::info!(index = file.index(), records = sums.records, "a snapshot was built");

@@ -11,15 +11,16 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 
 use domain::{ClusterId, Lineage};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use wal::Files;
+use wal::{DataFile, Files};
 
 use crate::codec::{decode, encode};
 use crate::files::{Stream, Writer};
-use crate::state::Note;
+use crate::state::{Note, SetKey};
 use crate::types::{SnapshotMeta, index_of};
 
 const MAGIC: &[u8; 8] = b"SRSNAP01";
@@ -27,11 +28,36 @@ const HEADER: u8 = 1;
 const CHUNK: u8 = 2;
 const FOOTER: u8 = 3;
 
+const HEAD_BYTES: usize = 9;
+
+/// Chunks that were read and wait to be summed.
+const CHUNKS_AHEAD: usize = 16;
+
 /// Records in the order of their keys.
 pub(crate) type Chunk = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// A chunk holds 256 records of a few KiB; anything near this is damage.
+/// A chunk holds a few hundred records of a few KiB at most; anything near this is damage.
 const BLOCK_BYTES_MAX: u32 = 64 << 20;
+
+/// Where a chunk stands in its file, so that one record can be found without reading all of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) first: Box<[u8]>,
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+    /// How many records stand before it.
+    pub(crate) ordinal: u64,
+}
+
+/// What reading all of a snapshot brought to light.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// In the order of the keys, as the chunks themselves.
+    pub(crate) places: Vec<Place>,
+    /// Digest, records and bytes; the rest of the note is empty.
+    pub(crate) sums: Note,
+    last: Vec<u8>,
+}
 
 /// Whose snapshot it is.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -117,6 +143,8 @@ pub(crate) struct SnapshotReader<R = BufReader<Stream>> {
     /// The key of the last record: they ascend.
     last: Vec<u8>,
     footer: Option<Footer>,
+    /// Where the next block begins.
+    at: u64,
 }
 
 impl SnapshotReader {
@@ -150,7 +178,8 @@ impl<R: Read> SnapshotReader<R> {
             return Err(damaged("it does not begin with a header"));
         };
         let Header { origin, meta } = decode(&body)?;
-        Ok(Self { source, hash, origin, meta, last: Vec::new(), footer: None })
+        let at = (MAGIC.len() + HEAD_BYTES + body.len()) as u64;
+        Ok(Self { source, hash, origin, meta, last: Vec::new(), footer: None, at })
     }
 
     pub(crate) fn origin(&self) -> Origin {
@@ -166,17 +195,17 @@ impl<R: Read> SnapshotReader<R> {
         self.footer.as_ref()
     }
 
-    pub(crate) fn next_chunk(&mut self) -> io::Result<Option<Chunk>> {
+    /// The next chunk as it stands in the file, and where; [`records`] takes it apart.
+    fn next_body(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
         if self.footer.is_some() {
             return Ok(None);
         }
         let sha256: [u8; 32] = self.hash.clone().finalize().into();
-        match block(&mut self.source, &mut self.hash)? {
-            (CHUNK, body) => {
-                let chunk: Chunk = decode(&body)?;
-                self.check_order(&chunk)?;
-                Ok(Some(chunk))
-            }
+        let offset = self.at;
+        let (kind, body) = block(&mut self.source, &mut self.hash)?;
+        self.at += (HEAD_BYTES + body.len()) as u64;
+        match (kind, body) {
+            (CHUNK, body) => Ok(Some((offset, body))),
             (FOOTER, body) => {
                 let footer: Footer = decode(&body)?;
                 if footer.sha256 != sha256 {
@@ -192,6 +221,14 @@ impl<R: Read> SnapshotReader<R> {
         }
     }
 
+    /// The next records, which ascend.
+    pub(crate) fn next_chunk(&mut self) -> io::Result<Option<Chunk>> {
+        let Some((_, body)) = self.next_body()? else { return Ok(None) };
+        let chunk: Chunk = decode(&body)?;
+        self.check_order(&chunk)?;
+        Ok(Some(chunk))
+    }
+
     /// The same key twice would count twice and stand once; the byte 0 begins a replica's own note.
     fn check_order(&mut self, chunk: &Chunk) -> io::Result<()> {
         for (key, _) in chunk {
@@ -205,7 +242,7 @@ impl<R: Read> SnapshotReader<R> {
 }
 
 fn block(source: &mut impl Read, hash: &mut Sha256) -> io::Result<(u8, Vec<u8>)> {
-    let mut head_read = [0; 9];
+    let mut head_read = [0; HEAD_BYTES];
     source.read_exact(&mut head_read)?;
     let length = u32::from_le_bytes(head_read[1..5].try_into().expect("four of nine"));
     if length > BLOCK_BYTES_MAX {
@@ -221,24 +258,132 @@ fn block(source: &mut impl Read, hash: &mut Sha256) -> io::Result<(u8, Vec<u8>)>
     Ok((head_read[0], body))
 }
 
-/// Reads all of a snapshot and answers what it is of, and its size.
+/// Reads all of a snapshot and answers what it is of, and what it holds.
 pub(crate) fn verify(
     files: &dyn Files,
     path: &Path,
     origin: Origin,
-    key: &crate::state::SetKey,
-) -> io::Result<SnapshotMeta> {
+    key: &SetKey,
+) -> io::Result<(SnapshotMeta, Contents)> {
     let mut reader = SnapshotReader::open(files, path, origin)?;
-    let mut sums = Note::default();
-    while let Some(chunk) = reader.next_chunk()? {
-        for (name, value) in chunk {
-            sums.count(key, &name, None, Some(&value));
-        }
-    }
-    if !reader.footer().is_some_and(|footer| footer.sums(&sums)) {
+    // Half of the work is the hash of the file, the other half the digest of its records.
+    let contents = std::thread::scope(|scope| {
+        let (give, take) = sync_channel::<(u64, Vec<u8>)>(CHUNKS_AHEAD);
+        let summing = std::thread::Builder::new().spawn_scoped(scope, move || {
+            let mut contents = Contents::default();
+            take.iter().try_for_each(|(offset, body)| contents.add(key, offset, &body))?;
+            Ok::<_, io::Error>(contents)
+        })?;
+        let read = loop {
+            match reader.next_body() {
+                Ok(Some(body)) => {
+                    // Who takes them has found damage, and says so.
+                    if give.send(body).is_err() {
+                        break Ok(());
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        drop(give);
+        let summed = summing.join().map_err(|_| io::Error::other("summing panicked"))?;
+        read.and(summed)
+    })?;
+    if !reader.footer().is_some_and(|footer| footer.sums(&contents.sums)) {
         return Err(damaged("its records do not sum to its digest"));
     }
-    Ok(reader.meta)
+    Ok((reader.meta, contents))
+}
+
+impl Contents {
+    fn add(&mut self, key: &SetKey, offset: u64, body: &[u8]) -> io::Result<()> {
+        let ordinal = self.sums.records;
+        let mut first = None;
+        for record in records(body) {
+            let (name, value) = record?;
+            // The same key twice would count twice and stand once; the byte 0 is not domain's.
+            if *name <= *self.last || name[0] == 0 {
+                return Err(damaged("its records are not in their order"));
+            }
+            self.last.clear();
+            self.last.extend_from_slice(name);
+            first.get_or_insert(name);
+            self.sums.count(key, name, None, Some(value));
+        }
+        // An empty chunk is read over.
+        if let Some(first) = first {
+            let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+            self.places.push(Place { first: first.into(), offset, length, ordinal });
+        }
+        Ok(())
+    }
+}
+
+/// Reads one chunk again, checked.
+pub(crate) fn read_chunk(file: &dyn DataFile, place: &Place) -> io::Result<Vec<u8>> {
+    let mut block = vec![0; HEAD_BYTES + place.length as usize];
+    file.read_exact_at(&mut block, place.offset)?;
+    let body = block.split_off(HEAD_BYTES);
+    if block != head(CHUNK, place.length, &body) {
+        return Err(damaged("a checksum does not match"));
+    }
+    Ok(body)
+}
+
+/// The records of a chunk, one after another, where they stand: what `codec` would decode.
+pub(crate) fn records(body: &[u8]) -> Records<'_> {
+    let mut rest = body;
+    let left = match take(&mut rest, 1) {
+        Some([crate::codec::FORMAT]) => take_length(&mut rest),
+        _ => None,
+    };
+    Records { rest, left }
+}
+
+pub(crate) struct Records<'a> {
+    rest: &'a [u8],
+    /// `None` after damage.
+    left: Option<usize>,
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = io::Result<(&'a [u8], &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == Some(0) && self.rest.is_empty() {
+            return None;
+        }
+        let mut part = || {
+            let length = take_length(&mut self.rest)?;
+            take(&mut self.rest, length)
+        };
+        let record = self.left.filter(|left| *left > 0).and_then(|_| Some((part()?, part()?)));
+        self.left = record.and(self.left).map_or(Some(0), |left| Some(left - 1));
+        if record.is_none() {
+            self.rest = &[];
+        }
+        Some(record.ok_or_else(|| damaged("a chunk does not parse")))
+    }
+}
+
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = bytes.split_at_checked(count)?;
+    *bytes = rest;
+    Some(taken)
+}
+
+/// As postcard writes it: seven bits a byte, the lowest first.
+fn take_length(bytes: &mut &[u8]) -> Option<usize> {
+    let mut length = 0;
+    for shift in (0..=28).step_by(7) {
+        let [byte] = take(bytes, 1)? else { return None };
+        length |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(length);
+        }
+    }
+    None
 }
 
 /// `<index>-<term>.snapshot`, sorted by name as by index.
@@ -248,8 +393,8 @@ pub(crate) fn file_name(meta: &SnapshotMeta) -> String {
     format!("{index:020}-{term:020}.snapshot")
 }
 
-fn head(kind: u8, length: u32, body: &[u8]) -> [u8; 9] {
-    let mut head = [0; 9];
+fn head(kind: u8, length: u32, body: &[u8]) -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
     head[0] = kind;
     head[1..5].copy_from_slice(&length.to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&head[..5]), body);

@@ -4,6 +4,10 @@ mod builder;
 mod format;
 mod shelf;
 
+#[cfg(test)]
+pub(crate) use builder::build;
 pub(crate) use builder::{Builder, Built, in_background, snapshot_estimate};
-pub(crate) use format::{Chunk, Origin, SnapshotReader, SnapshotWriter};
+pub(crate) use format::{
+    Chunk, Contents, Origin, Place, SnapshotReader, SnapshotWriter, read_chunk, records,
+};
 pub(crate) use shelf::{Shelf, SnapshotFile};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wal::Files;
 
 use crate::files::{Stream, Writer, make_dir, publish};
-use crate::snapshots::format::{self, Origin, SnapshotReader};
+use crate::snapshots::format::{self, Contents, Origin};
 use crate::state::SetKey;
 use crate::types::{SnapshotMeta, index_of};
 
@@ -21,6 +21,7 @@ pub(crate) struct SnapshotFile {
     pub(crate) path: PathBuf,
     pub(crate) meta: SnapshotMeta,
     pub(crate) bytes: u64,
+    pub(crate) contents: Arc<Contents>,
 }
 
 #[derive(Debug)]
@@ -31,10 +32,22 @@ pub(crate) struct Shelf {
     key: SetKey,
     /// Ascending by index.
     files: Mutex<Vec<SnapshotFile>>,
+    /// The one that the state stands on, which stays whatever is newer.
+    base: Mutex<Option<PathBuf>>,
     asides: AtomicU64,
 }
 
 impl SnapshotFile {
+    fn verify(disk: &dyn Files, path: &Path, origin: Origin, key: &SetKey) -> io::Result<Self> {
+        let (meta, contents) = format::verify(disk, path, origin, key)?;
+        let bytes = disk.open(path)?.size()?;
+        Ok(Self { path: path.to_path_buf(), meta, bytes, contents: Arc::new(contents) })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
     pub(crate) fn index(&self) -> u64 {
         index_of(self.meta.last_log_id.as_ref())
     }
@@ -58,11 +71,8 @@ impl Shelf {
                 disk.remove(&path)?;
                 continue;
             }
-            match format::verify(&*disk, &path, origin, &key) {
-                Ok(meta) => {
-                    let bytes = disk.open(&path)?.size()?;
-                    files.push(SnapshotFile { path, meta, bytes });
-                }
+            match SnapshotFile::verify(&*disk, &path, origin, &key) {
+                Ok(file) => files.push(file),
                 // A newer program's: whole, and not to be put out of its way.
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                     return Err(io::Error::new(error.kind(), format!("{name}: {error}")));
@@ -77,8 +87,8 @@ impl Shelf {
             }
         }
         files.sort_by_key(SnapshotFile::index);
-        let (files, asides) = (Mutex::new(files), AtomicU64::new(0));
-        Ok(Self { disk, dir, origin, key, files, asides })
+        let (files, base, asides) = (Mutex::new(files), Mutex::default(), AtomicU64::new(0));
+        Ok(Self { disk, dir, origin, key, files, base, asides })
     }
 
     pub(crate) fn disk(&self) -> &dyn Files {
@@ -119,45 +129,62 @@ impl Shelf {
         self.dir.join(format!("aside-{number}.tmp"))
     }
 
-    pub(crate) fn reader(&self, path: &Path) -> io::Result<SnapshotReader> {
-        SnapshotReader::open(self.disk(), path, self.origin)
+    /// The one of this file name.
+    pub(crate) fn find(&self, name: &str) -> Option<SnapshotFile> {
+        self.files().iter().find(|file| file.name() == name).cloned()
     }
 
     /// Reads a file to its end and answers what it is a snapshot of.
-    pub(crate) fn verify(&self, path: &Path) -> io::Result<SnapshotMeta> {
-        format::verify(self.disk(), path, self.origin, &self.key)
+    pub(crate) fn verify(&self, path: &Path) -> io::Result<SnapshotFile> {
+        SnapshotFile::verify(self.disk(), path, self.origin, &self.key)
     }
 
-    /// Takes a file in, if it is whole; it is moved when it stands here already, else copied. The
+    /// Takes a snapshot in: it is moved when it stands here already, else copied and read back. The
     /// oldest one makes room.
-    pub(crate) fn admit(&self, path: &Path) -> io::Result<SnapshotFile> {
-        let aside = if path.parent() == Some(&self.dir) {
-            path.to_path_buf()
-        } else {
+    pub(crate) fn admit(&self, file: &SnapshotFile) -> io::Result<SnapshotFile> {
+        let mut file = file.clone();
+        if file.path.parent() != Some(&self.dir) {
             let aside = self.aside();
             let mut copy = Writer::create(self.disk(), &aside)?;
-            io::copy(&mut Stream::buffered(self.disk(), path)?, &mut copy)?;
+            io::copy(&mut Stream::buffered(self.disk(), &file.path)?, &mut copy)?;
             copy.finish()?;
-            aside
-        };
-        let meta = self.verify(&aside)?;
-        let kept = self.dir.join(format::file_name(&meta));
-        if aside != kept {
-            publish(self.disk(), &aside, &kept)?;
+            file = self.verify(&aside)?;
         }
-        let bytes = self.disk.open(&kept)?.size()?;
-        let file = SnapshotFile { path: kept, meta, bytes };
+        let kept = self.dir.join(format::file_name(&file.meta));
+        if file.path != kept {
+            publish(self.disk(), &file.path, &kept)?;
+            file.path = kept;
+        }
         let mut files = self.files();
         files.retain(|other| other.path != file.path);
         files.push(file.clone());
         files.sort_by_key(SnapshotFile::index);
-        while files.len() > KEPT {
-            let oldest = files.remove(0);
-            if let Err(error) = self.disk.remove(&oldest.path) {
-                tracing::warn!(path = %oldest.path.display(), %error, "an old snapshot stays");
-            }
-        }
+        drop(files);
+        self.make_room();
         Ok(file)
+    }
+
+    /// Tells which one the state stands on from now on.
+    pub(crate) fn stand_on(&self, base: Option<PathBuf>) {
+        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = base;
+        self.make_room();
+    }
+
+    fn make_room(&self) {
+        let base = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut files = self.files();
+        let older = files.len().saturating_sub(KEPT);
+        let mut at = 0;
+        files.retain(|file| {
+            at += 1;
+            if at > older || base.as_ref() == Some(&file.path) {
+                return true;
+            }
+            if let Err(error) = self.disk.remove(&file.path) {
+                tracing::warn!(path = %file.path.display(), %error, "an old snapshot stays");
+            }
+            false
+        });
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<SnapshotFile>> {

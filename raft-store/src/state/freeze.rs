@@ -3,7 +3,7 @@
 //! Whoever overwrites a record that the reader has not reached yet leaves what it was before. The
 //! reader holds the store's lock for a chunk at a time, so that no change falls between the two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use domain::{Broken, Records};
@@ -27,6 +27,8 @@ struct Progress {
     read_upto: Option<Vec<u8>>,
     finished: bool,
     before: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// What was changed since.
+    changed: BTreeSet<Vec<u8>>,
 }
 
 impl Frozen {
@@ -41,10 +43,18 @@ impl Frozen {
     /// Called, under the store's lock, before a record is changed.
     pub(super) fn keep(&self, key: &[u8], before: Option<&[u8]>) {
         let mut progress = self.progress();
+        if !progress.changed.contains(key) {
+            progress.changed.insert(key.to_vec());
+        }
         let read = progress.read_upto.as_deref().is_some_and(|upto| key <= upto);
         if !read && !progress.finished && !progress.before.contains_key(key) {
             progress.before.insert(key.to_vec(), before.map(<[u8]>::to_vec));
         }
+    }
+
+    /// What was changed since the moment, or since this was last asked.
+    pub(super) fn take_changed(&self) -> BTreeSet<Vec<u8>> {
+        std::mem::take(&mut self.progress().changed)
     }
 
     /// The next records as they were, in order; none are the end. The view is the present one.

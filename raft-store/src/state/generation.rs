@@ -1,21 +1,26 @@
 //! The directories of sled: one in use, others being made or left behind.
 //!
-//! A rebuild never touches the files it replaces. The file `CURRENT` says which generation is used,
-//! and is replaced by a rename; what is found damaged is moved to the quarantine, not deleted.
+//! A generation is a directory of sled and, mostly, the snapshot it stands on: sled then holds only
+//! what changed since. A new one never touches the files of the one it replaces. The file `CURRENT`
+//! names the generation in use and its snapshot, and is replaced by a rename; what is found damaged
+//! is moved to the quarantine, not deleted.
 
-use std::io::{self, Read};
+use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use wal::Files;
 
 use crate::files::{make_dir, read, remove_if_there, write_durably};
-use crate::snapshots::SnapshotReader;
+use crate::snapshots::{Shelf, SnapshotFile};
+use crate::state::base::Base;
 use crate::state::digest::SetKey;
+use crate::state::loaded::Loaded;
 use crate::state::note::{NOTE_KEY, Note};
-use crate::state::view::View;
 
 /// sled gives its lock back a moment after a database is dropped.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
@@ -27,20 +32,16 @@ pub(crate) struct Generations {
     quarantine: PathBuf,
     cache_bytes: u64,
     key: SetKey,
+    /// The number of the next one to be made.
+    next: AtomicU64,
 }
 
-/// A generation that is open, and whose records sum to its note.
-#[derive(Debug)]
-pub(crate) struct Loaded {
+/// What `CURRENT` says.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Current {
     pub(crate) number: u64,
-    pub(crate) tree: sled::Db,
-    pub(crate) note: Note,
-}
-
-impl Loaded {
-    pub(crate) fn view(&self) -> View<'_> {
-        View::new(&self.tree, self.note.index())
-    }
+    /// The file name of the snapshot it stands on.
+    pub(crate) base: Option<String>,
 }
 
 impl Generations {
@@ -52,7 +53,10 @@ impl Generations {
         key: SetKey,
     ) -> io::Result<Self> {
         make_dir(&*disk, &dir)?;
-        Ok(Self { disk, dir, quarantine, cache_bytes, key })
+        let number = |name: &String| name.strip_prefix("gen-")?.parse::<u64>().ok();
+        let highest = disk.list(&dir)?.iter().filter_map(number).max().unwrap_or(0);
+        let next = AtomicU64::new(highest + 1);
+        Ok(Self { disk, dir, quarantine, cache_bytes, key, next })
     }
 
     pub(crate) fn key(&self) -> &SetKey {
@@ -64,23 +68,24 @@ impl Generations {
     }
 
     /// The generation in use, if there ever was one.
-    pub(crate) fn current(&self) -> io::Result<Option<u64>> {
+    pub(crate) fn current(&self) -> io::Result<Option<Current>> {
         let text = match read(&*self.disk, &self.dir.join("CURRENT")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text?,
         };
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "CURRENT is no number");
-        parsed(&text).map(Some).ok_or_else(invalid)
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "CURRENT names no generation");
+        Current::parse(&text).map(Some).ok_or_else(invalid)
     }
 
-    /// From here on `number` is the one.
-    pub(crate) fn switch(&self, number: u64) -> io::Result<()> {
-        write_durably(&*self.disk, &self.dir.join("CURRENT"), format!("{number}\n").as_bytes())
+    /// From here on this is the one.
+    pub(crate) fn switch(&self, current: &Current) -> io::Result<()> {
+        let text = current.to_string();
+        write_durably(&*self.disk, &self.dir.join("CURRENT"), text.as_bytes())
     }
 
     /// Opens a generation and checks all of it. An error is damage; nothing was changed then but
     /// what sled itself repaired.
-    pub(crate) fn open(&self, number: u64) -> Result<Loaded, String> {
+    pub(crate) fn open(&self, current: &Current, shelf: &Shelf) -> Result<Loaded, String> {
         let marker = self.dir.join("OPENING");
         let tried = read(&*self.disk, &marker).map_or(0, |text| parsed(&text).unwrap_or(0));
         if tried >= 2 {
@@ -90,9 +95,17 @@ impl Generations {
         let wrote = write_durably(&*self.disk, &marker, text.as_bytes());
         wrote.map_err(|error| format!("OPENING can not be written: {error}"))?;
         let checked = catch_unwind(AssertUnwindSafe(|| {
-            let tree = self.open_tree(number)?;
-            let note = check(&tree, &self.key)?;
-            Ok(Loaded { number, tree, note })
+            let base = match &current.base {
+                None => None,
+                Some(name) => {
+                    let snapshot = shelf.find(name);
+                    Some(snapshot.ok_or("the snapshot that it stands on is damaged or gone")?)
+                }
+            };
+            let base = base.map(|snapshot| Base::open(&*self.disk, &snapshot)).transpose();
+            let base = base.map_err(|error| format!("the snapshot it stands on: {error}"))?;
+            let tree = self.open_tree(current.number)?;
+            Loaded::check(current.number, tree, base, &self.key)
         }));
         let loaded = checked.unwrap_or_else(|panic| {
             let said = panic.downcast_ref::<String>().cloned();
@@ -125,41 +138,28 @@ impl Generations {
     }
 
     /// An empty generation, not yet in use.
-    pub(crate) fn empty(&self, number: u64) -> io::Result<Loaded> {
-        self.clear(number)?;
-        let tree = self.open_tree(number).map_err(io::Error::other)?;
-        let note = Note::default();
-        tree.insert(NOTE_KEY, note.seal(&self.key)).map_err(io::Error::other)?;
-        self.sync(number, &tree)?;
-        Ok(Loaded { number, tree, note })
+    pub(crate) fn empty(&self) -> io::Result<Loaded> {
+        self.make(None, Note::default())
     }
 
-    /// A generation filled from a snapshot, durable and checked, not yet in use.
-    pub(crate) fn fill<R: Read>(
-        &self,
-        number: u64,
-        mut snapshot: SnapshotReader<R>,
-    ) -> io::Result<Loaded> {
-        self.clear(number)?;
+    /// A generation that is what this snapshot is, durable, not yet in use.
+    pub(crate) fn over(&self, snapshot: &SnapshotFile) -> io::Result<Loaded> {
+        let base = Base::open(&*self.disk, snapshot)?;
+        let note = Note {
+            applied: snapshot.meta.last_log_id,
+            membership: snapshot.meta.last_membership.clone(),
+            ..base.sums().clone()
+        };
+        self.make(Some(base), note)
+    }
+
+    fn make(&self, base: Option<Base>, note: Note) -> io::Result<Loaded> {
+        // Two can be in the making at a time: a snapshot is installed while another is built.
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let tree = self.open_tree(number).map_err(io::Error::other)?;
-        let meta = snapshot.meta().clone();
-        let mut note =
-            Note { applied: meta.last_log_id, membership: meta.last_membership, ..Note::default() };
-        while let Some(chunk) = snapshot.next_chunk()? {
-            let mut batch = sled::Batch::default();
-            for (key, value) in chunk {
-                note.count(&self.key, &key, None, Some(&value));
-                batch.insert(key, value);
-            }
-            tree.apply_batch(batch).map_err(io::Error::other)?;
-        }
-        if !snapshot.footer().is_some_and(|footer| footer.sums(&note)) {
-            let what = "the snapshot's records do not sum to its digest";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
         tree.insert(NOTE_KEY, note.seal(&self.key)).map_err(io::Error::other)?;
         self.sync(number, &tree)?;
-        Ok(Loaded { number, tree, note })
+        Ok(Loaded { number, tree, base, note })
     }
 
     /// sled's `flush` writes without a sync on Linux, so the file is synced here.
@@ -203,6 +203,11 @@ impl Generations {
         &self.quarantine
     }
 
+    /// What is not there any more is no longer in the way either.
+    pub(crate) fn remove(&self, number: u64) {
+        let _ = self.disk.remove_dir_all(&self.path(number));
+    }
+
     /// Removes what an interrupted rebuild or an earlier life left.
     pub(crate) fn remove_others(&self, current: u64) {
         let keep = self.path(current);
@@ -213,31 +218,24 @@ impl Generations {
             }
         }
     }
+}
 
-    fn clear(&self, number: u64) -> io::Result<()> {
-        match self.disk.remove_dir_all(&self.path(number)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
+impl Current {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split_whitespace();
+        let number = words.next()?.parse().ok()?;
+        let base = words.next().map(str::to_owned);
+        words.next().is_none().then_some(Self { number, base })
     }
 }
 
-/// Reads every record, and says so if they do not sum to the note.
-fn check(tree: &sled::Db, key: &SetKey) -> Result<Note, String> {
-    let sealed = tree.get(NOTE_KEY).map_err(|error| format!("sled: {error}"))?;
-    let note = Note::open(key, &sealed.ok_or("there is no note")?)?;
-    let mut found = Note::default();
-    for record in tree.range([1_u8].as_slice()..) {
-        let (name, value) = record.map_err(|error| format!("sled: {error}"))?;
-        found.count(key, &name, None, Some(&value));
+impl fmt::Display for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.base {
+            None => writeln!(f, "{}", self.number),
+            Some(base) => writeln!(f, "{} {base}", self.number),
+        }
     }
-    if (found.digest, found.records, found.bytes) != (note.digest, note.records, note.bytes) {
-        return Err(format!(
-            "its records do not sum to its digest: {} records of {} bytes, noted were {} of {}",
-            found.records, found.bytes, note.records, note.bytes
-        ));
-    }
-    Ok(note)
 }
 
 /// A `snap.*.generating` of a crash makes sled refuse to open; without it, it reads its whole log.

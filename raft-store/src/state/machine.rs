@@ -232,15 +232,14 @@ fn install(
     file: &SnapshotFile,
     format_max: u16,
 ) -> io::Result<()> {
-    let kept = shelf.admit(&file.path)?;
+    let kept = shelf.admit(file)?;
     if kept.meta != *meta {
         return Err(io::Error::other("the snapshot is not what its sender said"));
     }
-    let generations = store.generations();
-    let next = generations.current()?.unwrap_or(0) + 1;
-    let loaded = generations.fill(next, shelf.reader(&kept.path)?)?;
+    let loaded = store.generations().over(&kept)?;
     loaded.view().check_format(format_max).map_err(io::Error::other)?;
     store.replace(loaded)?;
+    shelf.stand_on(store.base());
     metrics::counter!("strongroom_snapshot_installs_total").increment(1);
     tracing::info!(index = kept.index(), "a snapshot was installed");
     Ok(())

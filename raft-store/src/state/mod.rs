@@ -1,9 +1,14 @@
-//! The state machine: records in sled, changed by `domain::apply` in the order of the log.
+//! The state machine: records changed by `domain::apply` in the order of the log.
+//!
+//! Most of them stand in a snapshot, which is never written to; sled holds what changed since. Each
+//! new snapshot takes the place of the one below, and sled begins anew.
 
+mod base;
 mod digest;
 mod flusher;
 mod freeze;
 mod generation;
+mod loaded;
 mod machine;
 mod note;
 mod overlay;
@@ -12,7 +17,8 @@ mod view;
 
 pub(crate) use digest::SetKey;
 pub(crate) use freeze::Frozen;
-pub(crate) use generation::{Generations, Loaded};
+pub(crate) use generation::Generations;
+pub(crate) use loaded::Loaded;
 pub(crate) use machine::{LogWeight, StateMachine, decide};
 pub(crate) use note::Note;
 pub(crate) use overlay::Overlay;

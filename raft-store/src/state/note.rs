@@ -54,6 +54,11 @@ impl Note {
         }
     }
 
+    /// Whether the records are the same, as far as can be told.
+    pub(crate) fn sums_to(&self, other: &Self) -> bool {
+        (self.digest, self.records, self.bytes) == (other.digest, other.records, other.bytes)
+    }
+
     pub(crate) fn seal(&self, key: &SetKey) -> Vec<u8> {
         let mut bytes = encode(&Stored {
             applied: self.applied,

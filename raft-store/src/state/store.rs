@@ -1,21 +1,29 @@
 //! The records that are in use, and the lock that makes a view of them a point in time.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 use std::thread::JoinHandle;
 
 use domain::{Broken, Changes};
 use tokio::sync::oneshot;
 
 use crate::fatal::Fatal;
-use crate::snapshots::Chunk;
+use crate::snapshots::{Chunk, SnapshotFile};
+use crate::state::base::Base;
 use crate::state::flusher::{self, Request};
 use crate::state::freeze::Frozen;
-use crate::state::generation::{Generations, Loaded};
-use crate::state::note::{NOTE_KEY, Note};
-use crate::state::view::{View, broken};
+use crate::state::generation::Generations;
+use crate::state::loaded::{Loaded, Staged};
+use crate::state::note::Note;
+use crate::state::view::View;
+
+/// Records that are copied into a new generation while nothing is applied.
+const COPIED_AT_ONCE: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -23,6 +31,8 @@ pub(crate) struct Store {
     inner: RwLock<Inner>,
     /// Up to this index sled would be found after a loss of power.
     durable: AtomicU64,
+    /// The generation that `CURRENT` names. Taken before `inner`, by whoever changes it.
+    named: Mutex<u64>,
     fatal: Fatal,
     flusher: Mutex<Option<(Sender<Request>, JoinHandle<()>)>>,
 }
@@ -42,9 +52,10 @@ impl Store {
         fatal: Fatal,
     ) -> io::Result<Arc<Self>> {
         let durable = AtomicU64::new(loaded.note.index());
+        let named = Mutex::new(loaded.number);
         let inner = RwLock::new(Inner { loaded, frozen: Vec::new() });
         let store =
-            Arc::new(Self { generations, inner, durable, fatal, flusher: Mutex::new(None) });
+            Arc::new(Self { generations, inner, durable, named, fatal, flusher: Mutex::new(None) });
         let (requests, queue) = flusher::queue();
         let thread = flusher::start(&store, queue)?;
         *store.flusher() = Some((requests, thread));
@@ -72,34 +83,16 @@ impl Store {
     /// Makes the changes, and `note` with its sums brought up to date, in one batch. One caller at
     /// a time: the state machine.
     pub(crate) fn commit(&self, changes: &Changes, mut note: Note) -> Result<(), Broken> {
-        let mut batch = sled::Batch::default();
-        let mut before = Vec::with_capacity(changes.len());
-        {
-            let inner = self.inner();
-            for (key, change) in changes {
-                if key.first().is_none_or(|table| *table == 0) {
-                    return Err(Broken("a change of a record that is not domain's".into()));
-                }
-                let old = inner.loaded.tree.get(key).map_err(|error| broken(&error))?;
-                note.count(self.generations.key(), key, old.as_deref(), change.as_deref());
-                match change {
-                    Some(value) => batch.insert(key.as_slice(), value.as_slice()),
-                    None => batch.remove(key.as_slice()),
-                }
-                before.push((key, old));
-            }
-        }
-        batch.insert(&NOTE_KEY, note.seal(self.generations.key()));
+        let key = self.generations.key();
+        let staged = self.inner().loaded.stage(key, changes, &mut note)?;
         let mut inner = self.inner_mut();
         inner.frozen.retain(|frozen| frozen.strong_count() > 0);
         for frozen in inner.frozen.iter().filter_map(Weak::upgrade) {
-            for (key, old) in &before {
-                frozen.keep(key, old.as_deref());
+            for (name, before) in &staged.before {
+                frozen.keep(name, before.as_deref());
             }
         }
-        inner.loaded.tree.apply_batch(batch).map_err(|error| broken(&error))?;
-        inner.loaded.note = note;
-        Ok(())
+        inner.loaded.make(key, staged, note)
     }
 
     /// Holds on to this moment, for a snapshot.
@@ -126,17 +119,89 @@ impl Store {
 
     /// Puts another generation, which is durable, in the place of the present one.
     pub(crate) fn replace(&self, loaded: Loaded) -> io::Result<()> {
-        let (old, number, index) = {
+        let (number, index) = (loaded.number, loaded.note.index());
+        let mut named = self.named();
+        let mut inner = self.inner_mut();
+        self.generations.switch(&loaded.current())?;
+        let before = std::mem::replace(&mut *named, number);
+        inner.frozen.clear();
+        let old = std::mem::replace(&mut inner.loaded, loaded);
+        drop(inner);
+        self.durable.fetch_max(index, Ordering::AcqRel);
+        // Another one than `before`, if it was not flushed since a rebase.
+        let unnamed = old.number;
+        drop(old);
+        self.generations.remove(before);
+        self.generations.remove(unnamed);
+        Ok(())
+    }
+
+    /// Has the state stand on a snapshot of the frozen moment: what changed since is copied into a
+    /// new generation, while the state moves on but for the last few records. The next flush makes
+    /// it durable and tells `CURRENT`; until then a start finds the state where it was. Nothing
+    /// happens if another generation was put in place meanwhile.
+    pub(crate) fn rebase(&self, frozen: &Frozen, snapshot: &SnapshotFile) -> io::Result<()> {
+        let mut next = self.generations.over(snapshot)?;
+        let number = next.number;
+        self.copy_changed(frozen, &mut next)?;
+        // Most of it is made durable here, so that the flush has little left.
+        self.generations.sync(number, &next.tree)?;
+        let old = {
             let mut inner = self.inner_mut();
-            self.generations.switch(loaded.number)?;
-            let (number, index) = (loaded.number, loaded.note.index());
+            if inner.loaded.number != frozen.generation {
+                drop(inner);
+                drop(next);
+                self.generations.remove(number);
+                return Ok(());
+            }
+            let key = self.generations.key();
+            let rest = inner.loaded.values(frozen.take_changed().iter());
+            rest.and_then(|rest| next.put(key, &rest)).map_err(io::Error::other)?;
+            if !next.note.sums_to(&inner.loaded.note) {
+                let what = "the copied state does not sum to its digest: it is damaged";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            let note = inner.loaded.note.clone();
+            next.make(key, Staged::default(), note).map_err(io::Error::other)?;
             inner.frozen.clear();
-            (std::mem::replace(&mut inner.loaded, loaded), number, index)
+            std::mem::replace(&mut inner.loaded, next)
         };
         drop(old);
-        self.durable.fetch_max(index, Ordering::AcqRel);
-        self.generations.remove_others(number);
+        metrics::counter!("strongroom_state_rebases_total").increment(1);
         Ok(())
+    }
+
+    /// Copies what was changed since, and since that, until little is left or it does not get less.
+    fn copy_changed(&self, frozen: &Frozen, next: &mut Loaded) -> io::Result<()> {
+        let mut before = usize::MAX;
+        loop {
+            let changed = frozen.take_changed();
+            for names in changed.iter().collect::<Vec<_>>().chunks(COPIED_AT_ONCE) {
+                let values = {
+                    let inner = self.inner();
+                    if inner.loaded.number != frozen.generation {
+                        return Ok(());
+                    }
+                    inner.loaded.values(names.iter().copied()).map_err(io::Error::other)?
+                };
+                next.put(self.generations.key(), &values).map_err(io::Error::other)?;
+            }
+            if changed.len() <= COPIED_AT_ONCE || changed.len() > before / 2 {
+                return Ok(());
+            }
+            before = changed.len();
+        }
+    }
+
+    /// The snapshot that the state stands on.
+    pub(crate) fn base(&self) -> Option<PathBuf> {
+        self.inner().loaded.base.as_ref().map(Base::path)
+    }
+
+    /// What sled's files take.
+    pub(crate) fn tree_bytes(&self) -> u64 {
+        let tree = self.inner().loaded.tree.clone();
+        tree.size_on_disk().unwrap_or(0)
     }
 
     pub(crate) fn durable_index(&self) -> u64 {
@@ -152,20 +217,30 @@ impl Store {
         told.await.map_err(|_| stopped())?
     }
 
-    pub(super) fn flush_now(&self) -> io::Result<()> {
-        let (tree, number, index) = {
-            let inner = self.inner();
-            (inner.loaded.tree.clone(), inner.loaded.number, inner.loaded.note.index())
-        };
-        if index > self.durable_index() {
-            match self.generations.sync(number, &tree) {
-                // It was replaced meanwhile, by one that is durable and further.
-                Err(_) if self.inner().loaded.number != number => return Ok(()),
-                synced => synced?,
+    pub(crate) fn flush_now(&self) -> io::Result<()> {
+        loop {
+            let (tree, current, index) = {
+                let Inner { loaded, .. } = &*self.inner();
+                (loaded.tree.clone(), loaded.current(), loaded.note.index())
+            };
+            if index <= self.durable_index() && *self.named() == current.number {
+                return Ok(());
+            }
+            let synced = self.generations.sync(current.number, &tree);
+            drop(tree);
+            let mut named = self.named();
+            if self.inner().loaded.number != current.number {
+                // Another one took its place meanwhile.
+                continue;
+            }
+            synced?;
+            if *named != current.number {
+                self.generations.switch(&current)?;
+                self.generations.remove(std::mem::replace(&mut *named, current.number));
             }
             self.durable.fetch_max(index, Ordering::AcqRel);
+            return Ok(());
         }
-        Ok(())
     }
 
     /// Ends the flusher. What is applied and not flushed is in the log.
@@ -178,8 +253,12 @@ impl Store {
         }
     }
 
-    fn flusher(&self) -> std::sync::MutexGuard<'_, Option<(Sender<Request>, JoinHandle<()>)>> {
+    fn flusher(&self) -> MutexGuard<'_, Option<(Sender<Request>, JoinHandle<()>)>> {
         self.flusher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn named(&self) -> MutexGuard<'_, u64> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn inner(&self) -> RwLockReadGuard<'_, Inner> {

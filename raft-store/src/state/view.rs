@@ -1,7 +1,9 @@
 //! The records at one point in time.
 
-use domain::{Broken, NewerFormat, Records};
+use domain::{Broken, NewerFormat, Record, Records};
 use thiserror::Error;
+
+use crate::state::base::Base;
 
 /// Why a state can not be gone on from.
 #[derive(Debug, Error)]
@@ -16,13 +18,15 @@ pub(crate) enum Unreadable {
 /// a point in time.
 #[derive(Debug)]
 pub struct View<'a> {
+    /// What changed since the base, or everything.
     tree: &'a sled::Tree,
+    base: Option<&'a Base>,
     index: u64,
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn new(tree: &'a sled::Tree, index: u64) -> Self {
-        Self { tree, index }
+    pub(super) fn new(tree: &'a sled::Tree, base: Option<&'a Base>, index: u64) -> Self {
+        Self { tree, base, index }
     }
 
     /// Whether a replica that reads up to the format `most` reads this state.
@@ -40,8 +44,11 @@ impl<'a> View<'a> {
 
 impl Records for View<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
-        let value = self.tree.get(key).map_err(|error| broken(&error))?;
-        Ok(value.map(|value| value.to_vec()))
+        match (self.tree.get(key).map_err(|error| broken(&error))?, self.base) {
+            (Some(value), _) => Ok(Some(value.to_vec())),
+            (None, Some(base)) => base.get(key),
+            (None, None) => Ok(None),
+        }
     }
 
     fn scan(
@@ -49,21 +56,30 @@ impl Records for View<'_> {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Broken> {
+    ) -> Result<Vec<Record>, Broken> {
         // The byte 0 begins our own note.
         let first: &[u8] = if prefix.is_empty() { &[1] } else { prefix };
-        let start = after.filter(|after| *after > first).unwrap_or(first);
-        let mut found = Vec::new();
+        // The least key that is greater than another ends in a zero byte more.
+        let start = after.filter(|after| *after >= first).map(|after| [after, &[0]].concat());
+        let start = start.as_deref().unwrap_or(first);
+        let mut changed = Vec::new();
         for record in self.tree.range(start..) {
             let (key, value) = record.map_err(|error| broken(&error))?;
-            if found.len() == limit || !key.starts_with(prefix) {
+            if changed.len() == limit || !key.starts_with(prefix) {
                 break;
             }
-            if after.is_none_or(|after| &*key > after) {
-                found.push((key.to_vec(), value.to_vec()));
-            }
+            changed.push((key.to_vec(), value.to_vec()));
         }
-        Ok(found)
+        let Some(base) = self.base else { return Ok(changed) };
+        let mut merged = base.scan(prefix, start, limit)?;
+        if merged.is_empty() {
+            return Ok(changed);
+        }
+        // No key is in both: what sled holds is hidden in the base.
+        merged.append(&mut changed);
+        merged.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        merged.truncate(limit);
+        Ok(merged)
     }
 }
 

@@ -171,6 +171,10 @@ impl House {
         self.rooms[&node].replica.clone()
     }
 
+    pub(super) fn address(&self, node: u64) -> String {
+        self.addresses.peer_address(NodeId(node)).expect("it has moved in")
+    }
+
     /// From here on nobody hears this node, and it hears nobody; it goes on by itself.
     pub(super) fn isolate(&self, node: u64) {
         self.rooms[&node].stop.cancel();
@@ -191,7 +195,7 @@ impl House {
         room.replica.abandon();
     }
 
-    fn peers(&self, node: u64) -> Peers {
+    pub(super) fn peers(&self, node: u64) -> Peers {
         let identity = Arc::new(self.identities[&node].clone());
         Peers::new(identity, Arc::new(self.roster.clone()), Options::default()).expect("peers")
     }

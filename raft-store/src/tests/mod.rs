@@ -1,6 +1,7 @@
 //! Replicas on real parts: the log and sled on a disk, the peers' wire on the loopback.
 
 mod backup;
+mod base;
 mod cluster;
 mod commands;
 mod formats;
@@ -9,3 +10,4 @@ mod plant;
 mod recovery;
 mod room;
 mod suite;
+mod transfer;

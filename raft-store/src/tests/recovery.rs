@@ -9,6 +9,10 @@ use super::commands::{create_key, has_key};
 use super::house::{House, soon, until, within};
 use crate::{OpenError, RecoveryPath, Replica};
 
+fn first_number(text: &str) -> u64 {
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
+}
+
 /// A cluster of one with some keys, and the last of them.
 async fn filled(house: &mut House) -> (Replica, u64) {
     let replica = house.form().await.remove(0);
@@ -31,7 +35,7 @@ async fn purged(replica: &Replica, mut last: u64) {
 fn current(house: &House) -> PathBuf {
     let state = house.dir(1).join("state");
     let number = fs::read_to_string(state.join("CURRENT")).expect("there is one");
-    state.join(format!("gen-{:06}", number.trim().parse::<u64>().expect("a number")))
+    state.join(format!("gen-{:06}", first_number(&number)))
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -117,7 +121,7 @@ async fn one_flipped_bit_anywhere_in_sled_is_never_served() {
 
 fn current_of(dir: &Path) -> PathBuf {
     let number = fs::read_to_string(dir.join("state/CURRENT")).expect("there is one");
-    dir.join(format!("state/gen-{:06}", number.trim().parse::<u64>().expect("a number")))
+    dir.join(format!("state/gen-{:06}", first_number(&number)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

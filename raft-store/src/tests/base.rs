@@ -1,0 +1,162 @@
+//! A state that stands on snapshots reads like a map, whatever is changed, snapshotted and reopened.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use domain::{Changes, Records};
+use proptest::prelude::*;
+use wal::RealFiles;
+
+use super::commands::{CLUSTER, LINEAGE};
+use crate::fatal::Fatal;
+use crate::snapshots::{Origin, Shelf, build};
+use crate::state::{Generations, SetKey, Store};
+use crate::types::log_id;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Commit(Changes),
+    /// A snapshot is frozen, this is changed, and then it is built.
+    Snapshot(Changes),
+    Reopen,
+}
+
+struct Rig {
+    store: Arc<Store>,
+    shelf: Shelf,
+    index: u64,
+}
+
+impl Rig {
+    fn open(dir: &Path) -> Self {
+        let (disk, key) = (Arc::new(RealFiles), SetKey::new(&LINEAGE.0));
+        let (state, quarantine) = (dir.join("state"), dir.join("quarantine"));
+        let origin = Origin { cluster: CLUSTER, lineage: LINEAGE };
+        let snapshots = dir.join("snapshots");
+        let shelf = Shelf::open(disk.clone(), snapshots, &quarantine, origin, key.clone());
+        let shelf = shelf.expect("it is opened");
+        let generations = Generations::new(disk, state, quarantine, 1 << 20, key).expect("a dir");
+        let loaded = match generations.current().expect("it is read") {
+            Some(current) => generations.open(&current, &shelf).expect("it is whole"),
+            None => {
+                let loaded = generations.empty().expect("it is made");
+                generations.switch(&loaded.current()).expect("it is switched to");
+                loaded
+            }
+        };
+        let index = loaded.note.index();
+        let store = Store::new(generations, loaded, Fatal::new()).expect("a store");
+        shelf.stand_on(store.base());
+        Self { store, shelf, index }
+    }
+
+    fn commit(&mut self, changes: &Changes) {
+        self.index += 1;
+        let mut note = self.store.note();
+        note.applied = Some(log_id(1, self.index));
+        self.store.commit(changes, note).expect("it is committed");
+    }
+
+    fn close(self) {
+        self.store.flush_now().expect("it is flushed");
+        self.store.close();
+    }
+}
+
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(1_u8..4, 1..5)
+}
+
+fn changes(most: usize) -> impl Strategy<Value = Changes> {
+    let change = prop::option::weighted(0.7, prop::collection::vec(any::<u8>(), 0..3));
+    prop::collection::btree_map(key(), change, 1..most)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => changes(40).prop_map(Step::Commit),
+        2 => changes(40).prop_map(Step::Snapshot),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+fn follow(model: &mut BTreeMap<Vec<u8>, Vec<u8>>, changes: &Changes) {
+    for (key, change) in changes {
+        match change {
+            Some(value) => model.insert(key.clone(), value.clone()),
+            None => model.remove(key),
+        };
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn a_state_on_snapshots_reads_like_a_map(
+        steps in prop::collection::vec(step(), 1..12),
+        prefix in prop::collection::vec(1_u8..4, 0..3),
+        after in prop::option::of(key()),
+        limit in 0_usize..20,
+    ) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut rig = Rig::open(dir.path());
+        let mut model = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Commit(changes) => {
+                    rig.commit(&changes);
+                    follow(&mut model, &changes);
+                }
+                Step::Snapshot(changes) => {
+                    let frozen = rig.store.freeze();
+                    rig.commit(&changes);
+                    follow(&mut model, &changes);
+                    let built = build(&rig.store, &rig.shelf, &frozen).expect("it is built");
+                    prop_assert_eq!(rig.store.base(), Some(built.path));
+                    // Unflushed, the state would be found on the earlier one.
+                    if limit % 2 == 0 {
+                        rig.store.flush_now().expect("it is flushed");
+                        rig.shelf.stand_on(rig.store.base());
+                    }
+                }
+                Step::Reopen => {
+                    rig.close();
+                    rig = Rig::open(dir.path());
+                }
+            }
+            let after = after.as_deref();
+            let seen = rig.store.read(|view| view.scan(&prefix, after, limit)).expect("it reads");
+            prop_assert_eq!(seen, model.scan(&prefix, after, limit).expect("it reads"));
+            let all = rig.store.read(|view| view.scan(&[], None, usize::MAX)).expect("it reads");
+            prop_assert_eq!(all, model.clone().into_iter().collect::<Vec<_>>());
+            for key in model.keys() {
+                let seen = rig.store.read(|view| view.get(key)).expect("it reads");
+                prop_assert_eq!(seen.as_ref(), model.get(key));
+            }
+        }
+        rig.close();
+    }
+}
+
+/// A queue is taken from the front: what was taken must not be read over one by one for ever.
+#[test]
+fn what_is_hidden_at_the_front_is_skipped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rig = Rig::open(dir.path());
+    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
+    rig.commit(&(0..5_000).map(|number| (key(number), Some(vec![7]))).collect());
+    let frozen = rig.store.freeze();
+    build(&rig.store, &rig.shelf, &frozen).expect("it is built");
+    rig.commit(&(0..4_900).map(|number| (key(number), None)).collect());
+    let first = rig.store.read(|view| view.scan(&[5], None, 1)).expect("it reads");
+    assert_eq!(first, [(key(4_900), vec![7])]);
+    rig.commit(&(4_900..5_000).map(|number| (key(number), None)).collect());
+    assert!(rig.store.read(|view| view.scan(&[5], None, 1)).expect("it reads").is_empty());
+    rig.commit(&[(key(17), Some(vec![8]))].into());
+    rig.close();
+    let rig = Rig::open(dir.path());
+    let first = rig.store.read(|view| view.scan(&[], None, 9)).expect("it reads");
+    assert_eq!(first, [(key(17), vec![8])]);
+    rig.close();
+}
