@@ -8,4 +8,6 @@
 pub mod bare;
 pub mod cpu;
 pub mod load;
+pub mod memory;
+pub mod replica;
 pub mod report;
