@@ -110,6 +110,8 @@ pub struct Node {
     pub config: PathBuf,
     pub data_dir: PathBuf,
     pub hsm: Option<SoftHsm>,
+    /// Set for the process when the story starts it.
+    pub environment: Vec<(String, PathBuf)>,
     process_id: u32,
     /// When the story restarted it; before that it is a child of `dev`.
     child: Option<Child>,
@@ -307,19 +309,19 @@ impl DevCluster {
         self.nodes[node].signal(Signal::CONT);
     }
 
-    /// As an operator would: `strongroom server --config F`, and nothing else.
+    /// Starts it again and waits until it serves.
     pub async fn restart(&mut self, node: usize) {
         self.start_again(node).await;
         self.await_serving(node).await;
     }
 
-    /// The same, without waiting for what becomes of it.
+    /// As an operator would: `strongroom server --config F`, and nothing else.
     pub async fn start_again(&mut self, node: usize) {
-        self.nodes[node].await_end().await;
-        let folder = self.folder.as_ref().expect("kept until the end").path();
-        let log = folder.join(format!("{}.restarted.log", self.nodes[node].name));
+        self.await_end(node).await;
+        let log = self.log_since_restart(node);
         let mut command = Command::new(&self.binary);
         command.arg("server").arg("--config").arg(&self.nodes[node].config);
+        command.envs(self.nodes[node].environment.iter().map(|(name, value)| (name, value)));
         let child = spawn(&mut command, &log);
         let target = &mut self.nodes[node];
         (target.process_id, target.alive) = (child.id(), true);
@@ -327,6 +329,35 @@ impl DevCluster {
         if let Some(wire) = &self.wire {
             wire.set_process(node, self.nodes[node].process_id);
         }
+    }
+
+    /// Waits until the process of a killed node is gone.
+    pub async fn await_end(&mut self, node: usize) {
+        self.nodes[node].await_end().await;
+    }
+
+    /// Waits until a node has ended by itself, and answers what it wrote since the last restart.
+    pub async fn await_own_end(&mut self, node: usize, limit: Duration) -> String {
+        let give_up = Instant::now() + limit;
+        while self.nodes[node].runs() {
+            let name = &self.nodes[node].name;
+            assert!(Instant::now() < give_up, "{name} goes on for {limit:?}");
+            sleep(POLL).await;
+        }
+        self.nodes[node].alive = false;
+        fs::read_to_string(self.log_since_restart(node)).unwrap_or_default()
+    }
+
+    /// Whether the process has this path open, or one below it.
+    pub fn has_open(&self, node: usize, path: &Path) -> bool {
+        let files = format!("/proc/{}/fd", self.nodes[node].process_id);
+        let open = fs::read_dir(files).into_iter().flatten().flatten();
+        open.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.starts_with(path))
+    }
+
+    /// What a node that the story started writes.
+    pub fn log_since_restart(&self, node: usize) -> PathBuf {
+        self.folder().join(format!("{}.restarted.log", self.nodes[node].name))
     }
 
     /// Everything that the cluster's processes wrote to their output or data folders.
@@ -395,6 +426,7 @@ impl Node {
             config: described.config,
             data_dir: described.data_dir,
             hsm: described.hsm,
+            environment: Vec::new(),
             process_id: described.pid,
             child: None,
             alive: true,
@@ -417,6 +449,26 @@ impl Node {
         String::from_utf8_lossy(&line).contains(&*self.config.to_string_lossy())
     }
 
+    fn runs(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => matches!(child.try_wait(), Ok(None)),
+            None => !self.is_gone(),
+        }
+    }
+
+    /// Whether its ports and files are free. A process that ends loses its command line first, and
+    /// they are free when it is a zombie of one thread.
+    fn is_gone(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process_id));
+        let Ok(status) = status else { return true };
+        let of = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        if of("State:\t").is_some_and(|state| state.starts_with(['Z', 'X'])) {
+            return of("Threads:\t") == Some("1");
+        }
+        let line = fs::read(format!("/proc/{}/cmdline", self.process_id)).unwrap_or_default();
+        !line.is_empty() && !self.is_that_process()
+    }
+
     async fn await_end(&mut self) {
         assert!(!self.alive, "{} was not killed", self.name);
         if let Some(mut child) = self.child.take() {
@@ -424,8 +476,7 @@ impl Node {
             return;
         }
         let give_up = Instant::now() + SERVE_MAX;
-        // A zombie has an empty command line: its ports and files are free.
-        while self.is_that_process() {
+        while !self.is_gone() {
             assert!(Instant::now() < give_up, "{} does not end", self.name);
             sleep(POLL).await;
         }

@@ -228,6 +228,9 @@ pub struct Amount {
     pub values: usize,
 }
 
+/// After a refusal.
+const REST: Duration = Duration::from_millis(20);
+
 const VALUE_BYTES: Range<usize> = 1..65_537;
 
 impl Load {
@@ -258,6 +261,53 @@ impl Load {
                         }
                     } else if let Some(value) = ledger.any_value(&mut caller.random) {
                         caller.decrypt(node, &value).await;
+                    }
+                }
+            }
+        })
+    }
+
+    /// As many changes as it can: each caller makes keys and rotates its own, and shows by a value
+    /// under each version that the version is there. Until it is stopped; what is acknowledged goes
+    /// into the ledger.
+    pub fn changes(cluster: &DevCluster, clients: u32, seed: u64) -> Self {
+        Self::start(cluster, clients, seed, |mut caller, ledger, stop| async move {
+            let (mut made, mut own) = (0, Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                let node = caller.any_node();
+                let share = caller.random.within(0..100);
+                let changed = if share < 50 || own.is_empty() {
+                    // After an unknown outcome the name is left alone: another is tried.
+                    made += 1;
+                    let key = format!("c{}-{made}", caller.number);
+                    let outcome = caller.create(node, &key).await;
+                    if let Outcome::Ok(_) = outcome {
+                        ledger.add_key(key.clone());
+                        own.push(key.clone());
+                    }
+                    Some((key, outcome))
+                } else if share < 70 {
+                    let key = own[caller.random.index(own.len())].clone();
+                    let outcome = caller.act(node, &key, Action::Rotate).await;
+                    Some((key, outcome))
+                } else {
+                    None
+                };
+                match changed {
+                    Some((key, Outcome::Ok(_))) => {
+                        let node = caller.any_node();
+                        if let (_, Some(value)) = caller.encrypt(node, &key, 64).await {
+                            ledger.add_value(value);
+                        }
+                    }
+                    // Nobody serves at this moment: others need the processor more.
+                    Some(_) => tokio::time::sleep(REST).await,
+                    None => {
+                        if let Some(value) = ledger.any_value(&mut caller.random)
+                            && !matches!(caller.decrypt(node, &value).await, Outcome::Ok(_))
+                        {
+                            tokio::time::sleep(REST).await;
+                        }
                     }
                 }
             }

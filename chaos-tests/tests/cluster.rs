@@ -5,11 +5,15 @@
 //! beside the build and the cluster's folder with its logs.
 
 mod stories {
+    mod bad_disk;
     mod bad_input;
     mod failover;
+    mod full_disk;
     mod join;
+    mod kills;
     mod kit;
     mod partition;
+    mod power;
     mod quorum_loss;
     mod revocation;
     mod secrets;

@@ -1,17 +1,16 @@
 //! The leader is killed, again and again, while callers make keys and values through every node.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chaos_tests::dev_cluster::{DevCluster, Plan};
-use chaos_tests::history::{Action, Outcome};
+use chaos_tests::history::Outcome;
 use chaos_tests::random::Random;
 use chaos_tests::workload::{Amount, Caller, Load, Value};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::support::{clients, figure, judge, size, turn, until};
+use super::support::{clients, figure, judge, lost, size, turn, until};
 
 /// Kills from which the median is judged: as many as a proof makes.
 const MEDIAN_OF: usize = 20;
@@ -53,7 +52,7 @@ async fn the_leader_is_killed_under_load() {
     load.stop().await;
     cluster.await_caught_up().await;
 
-    let lost = lost(&cluster, &load).await;
+    let lost = lost(&cluster, &load, 0).await;
     failovers.sort();
     let (median, worst) = (failovers[failovers.len() / 2], failovers[failovers.len() - 1]);
     figure("leaders killed", kills);
@@ -84,35 +83,4 @@ async fn first_decrypt(callers: Vec<(usize, Caller)>, value: Value) {
     }
     let first = tokio::time::timeout(Duration::from_mins(1), probes.join_next()).await;
     first.expect("a decryption succeeds").expect("there are probes").expect("no probe panics");
-}
-
-/// How many acknowledged keys and values are not good through some node.
-async fn lost(cluster: &DevCluster, load: &Load) -> usize {
-    let (keys, values) = (Arc::new(load.ledger.keys()), Arc::new(load.ledger.values()));
-    let nodes = cluster.nodes.len();
-    let work = Arc::new(AtomicUsize::new(0));
-    let mut readers = JoinSet::new();
-    for number in 0..16 {
-        let caller = load.caller(cluster, 2000 + number);
-        let (keys, values, work) = (Arc::clone(&keys), Arc::clone(&values), Arc::clone(&work));
-        readers.spawn(async move {
-            let mut lost = 0;
-            loop {
-                let item = work.fetch_add(1, Ordering::Relaxed);
-                let (node, item) = (item % nodes, item / nodes);
-                let outcome = if let Some(key) = keys.get(item) {
-                    caller.act(node, key, Action::Describe).await
-                } else if let Some(value) = values.get(item - keys.len()) {
-                    caller.decrypt(node, value).await
-                } else {
-                    return lost;
-                };
-                if !matches!(outcome, Outcome::Ok(_)) {
-                    println!("item {item} through node {node}: {outcome:?}");
-                    lost += 1;
-                }
-            }
-        });
-    }
-    readers.join_all().await.into_iter().sum()
 }

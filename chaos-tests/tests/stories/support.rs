@@ -1,11 +1,16 @@
 //! What the stories share: sizes, waiting, the judges.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chaos_tests::history::{History, Outcome};
+use chaos_tests::dev_cluster::DevCluster;
+use chaos_tests::history::{Action, History, Outcome};
+use chaos_tests::workload::Load;
 use chaos_tests::{checker, revocation};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 /// Stories take turns: two clusters on two cores would measure one another.
@@ -57,4 +62,41 @@ pub(crate) fn judge(story: &str, seed: u64, history: &History) -> revocation::Ju
     assert!(rule.stale.is_empty(), "CHAOS_SEED={seed}, history {history}: {rule}");
     assert!(search.inconclusive.is_empty(), "inconclusive is not a pass: {history}");
     rule
+}
+
+/// How many acknowledged keys and values are not good through some node. With `latest`, only so many
+/// of the latest of both are looked at.
+pub(crate) async fn lost(cluster: &DevCluster, load: &Load, latest: usize) -> usize {
+    fn tail<T>(mut items: Vec<T>, latest: usize) -> Arc<Vec<T>> {
+        let skip = if latest == 0 { 0 } else { items.len().saturating_sub(latest) };
+        Arc::new(items.split_off(skip))
+    }
+    let keys = tail(load.ledger.keys(), latest);
+    let values = tail(load.ledger.values(), latest);
+    let nodes = cluster.nodes.len();
+    let work = Arc::new(AtomicUsize::new(0));
+    let mut readers = JoinSet::new();
+    for number in 0..16 {
+        let caller = load.caller(cluster, 2000 + number);
+        let (keys, values, work) = (Arc::clone(&keys), Arc::clone(&values), Arc::clone(&work));
+        readers.spawn(async move {
+            let mut lost = 0;
+            loop {
+                let item = work.fetch_add(1, Ordering::Relaxed);
+                let (node, item) = (item % nodes, item / nodes);
+                let outcome = if let Some(key) = keys.get(item) {
+                    caller.act(node, key, Action::Describe).await
+                } else if let Some(value) = values.get(item - keys.len()) {
+                    caller.decrypt(node, value).await
+                } else {
+                    return lost;
+                };
+                if !matches!(outcome, Outcome::Ok(_)) {
+                    println!("item {item} through node {node}: {outcome:?}");
+                    lost += 1;
+                }
+            }
+        });
+    }
+    readers.join_all().await.into_iter().sum()
 }
