@@ -32,8 +32,9 @@ async fn nodes_are_killed_again_and_again() {
     while kill < kills {
         let due = load.ledger.size().1 + CHANGES;
         until("changes are made", Duration::from_mins(1), || load.ledger.size().1 >= due).await;
-        let node = random.index(cluster.nodes.len());
-        leaders += usize::from(cluster.leader().await == node);
+        let leader = cluster.leader().await;
+        let node = if random.percent(30) { leader } else { random.index(cluster.nodes.len()) };
+        leaders += usize::from(node == leader);
         cluster.kill(node);
         kill += 1;
         cluster.start_again(node).await;
