@@ -89,11 +89,15 @@ pub(crate) struct Writer(BufWriter<Appender>);
 struct Appender {
     file: Arc<dyn DataFile>,
     at: u64,
+    synced: u64,
 }
+
+/// Synced as it grows: the log's syncs would have to wait for one of a whole state at the end.
+const UNSYNCED_MAX: u64 = 4 << 20;
 
 impl Writer {
     pub(crate) fn create(files: &dyn Files, path: &Path) -> io::Result<Self> {
-        let appender = Appender { file: files.create(path)?, at: 0 };
+        let appender = Appender { file: files.create(path)?, at: 0, synced: 0 };
         Ok(Self(BufWriter::with_capacity(BUFFER_BYTES, appender)))
     }
 
@@ -117,6 +121,10 @@ impl Write for Appender {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write_all_at(bytes, self.at)?;
         self.at += bytes.len() as u64;
+        if self.at - self.synced >= UNSYNCED_MAX {
+            self.file.sync_data()?;
+            self.synced = self.at;
+        }
         Ok(bytes.len())
     }
 
