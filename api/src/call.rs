@@ -315,7 +315,7 @@ impl Kind {
     fn changes(self) -> bool {
         match self {
             Self::Change | Self::Once => true,
-            Self::Node | Self::Read | Self::Use => false,
+            Self::Node | Self::Here | Self::Read | Self::Use => false,
         }
     }
 }

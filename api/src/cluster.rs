@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use custody::cluster::{ClusterStatus, KekStatus, NewJoinToken, NodeStatus, NodeView};
+use custody::cluster::{BackupView, ClusterStatus, KekStatus, NewJoinToken, NodeStatus, NodeView};
 use custody::{Changed, Custody};
 use domain::{EpochState, Join, JoinStatus, Member, NodeId, Standing};
 use wire::{NodeHsm, StateDigest};
@@ -122,6 +122,7 @@ fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
         survives: wire::Survives { nodes: status.survives.nodes, zones: status.survives.zones },
         recovery_kits: status.kits.into_iter().map(kits::summary).collect(),
         succession: status.succession.map(succession),
+        backups: status.backups.map(backups),
     }
 }
 
@@ -138,6 +139,18 @@ fn succession(before: domain::Succession) -> wire::Succession {
         keys: before.rotation.keys,
         rotated: before.rotation.passed,
         rotated_at: before.rotation.finished_at.map(render::time),
+    }
+}
+
+fn backups(view: BackupView) -> wire::BackupStatus {
+    let (node, last) = view.last.unzip();
+    wire::BackupStatus {
+        last_verified_at: last.map(|last| render::time(last.at)),
+        index: last.map(|last| last.index),
+        bytes: last.map(|last| last.bytes),
+        node: node.map(|node| node.0),
+        running: view.running.map(|node| node.0),
+        failure: view.failed.map(|(node, why)| format!("node {node}: {why}")),
     }
 }
 

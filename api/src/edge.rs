@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
 use custody::{Credential, Custody};
@@ -27,7 +27,7 @@ use crate::call::{self, Call, Headers, Pairs};
 use crate::forward::{self, ForwardError, Forwarder, Head};
 use crate::metrics::{RouteMetrics, count_forwarded};
 use crate::problem::{Problem, Refusal};
-use crate::reply::{Answer, Reply};
+use crate::reply::{Answer, Reply, Streamed};
 use crate::route::{Kind, Route};
 use crate::serve::ClientCertificate;
 
@@ -86,6 +86,19 @@ impl<N, H, F> Handler<N> for H
 where
     H: Fn(N, Arc<Call>) -> F + Send + Sync,
     F: Future<Output = Answer> + Send,
+{
+    type Answering = F;
+}
+
+/// A handler whose answer is a stream.
+pub(crate) trait Streaming<N>: Fn(N, Arc<Call>) -> Self::Answering + Send + Sync {
+    type Answering: Future<Output = Result<Streamed, Refusal>> + Send;
+}
+
+impl<N, H, F> Streaming<N> for H
+where
+    H: Fn(N, Arc<Call>) -> F + Send + Sync,
+    F: Future<Output = Result<Streamed, Refusal>> + Send,
 {
     type Answering = F;
 }
@@ -157,6 +170,36 @@ impl<N: Node> Edge<N> {
         line.metrics.count(route.path, &route.method, reply.status, took);
         debug!(request_id = text, route = route.name, status = reply.status.as_u16(), ?took);
         reply.into_response(request_id, self.node.node_id())
+    }
+
+    /// A caller's request for a stream. It is answered here, and never comes from another node.
+    pub(crate) async fn stream(
+        &self,
+        line: &Line,
+        handler: &impl Streaming<N>,
+        request: Request,
+    ) -> Response {
+        let began = Instant::now();
+        let (mut parts, body) = request.into_parts();
+        let (request_id, operation) = identify(&parts.headers);
+        let text = request_id.to_str().expect("a request id is visible ASCII").to_owned();
+        let deadline = began + self.options.request_timeout;
+        let answer = async {
+            let call = self.admit(line, &mut parts, body, &text, operation, deadline).await?;
+            handler(self.node.clone(), Arc::new(call)).await
+        };
+        let answer = answer.await.map_err(|refusal| match settle(Err(refusal), &text) {
+            Outcome::Answered(reply) => reply,
+            Outcome::Failed(_) => Problem::new(Code::NoLeader).reply(&text),
+        });
+        let status = answer.as_ref().map_or_else(|reply| reply.status, |_| StatusCode::OK);
+        let (route, took) = (&line.route, began.elapsed());
+        line.metrics.count(route.path, &route.method, status, took);
+        debug!(request_id = text, route = route.name, status = status.as_u16(), ?took);
+        match answer {
+            Ok(streamed) => streamed.into_response(request_id, self.node.node_id()),
+            Err(reply) => reply.into_response(request_id, self.node.node_id()),
+        }
     }
 
     /// A caller's request.
@@ -435,7 +478,7 @@ impl Search {
     fn may_have_happened(&self) -> bool {
         match self.kind {
             Kind::Change | Kind::Once => self.unknown,
-            Kind::Node | Kind::Read | Kind::Use => false,
+            Kind::Node | Kind::Here | Kind::Read | Kind::Use => false,
         }
     }
 

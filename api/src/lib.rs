@@ -7,6 +7,7 @@
 //! Deliberately absent: authentication and authorization (custody decides them on the view that it
 //! reads), the log, the slot. This crate can not name them.
 
+mod backup;
 mod call;
 mod cluster;
 mod edge;

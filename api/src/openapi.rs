@@ -116,7 +116,7 @@ fn headers(kind: Kind) -> &'static [(&'static str, &'static str)] {
             ("Idempotency-Key", "at most 255 characters: the same request under it happens once"),
             ("If-Match", "the `ETag` that the resource must still have"),
         ],
-        Kind::Node | Kind::Read | Kind::Use => &[],
+        Kind::Node | Kind::Here | Kind::Read | Kind::Use => &[],
     }
 }
 
@@ -144,7 +144,10 @@ fn path_parameter(name: &str) -> Parameter {
 fn answer(route: &Route) -> utoipa::openapi::Response {
     let response = ResponseBuilder::new().description("Done");
     match &route.answer {
-        None => response.build(),
+        None => match route.stream {
+            Some(media_type) => response.content(media_type, ContentBuilder::new().build()).build(),
+            None => response.build(),
+        },
         Some(shape) => {
             let content = ContentBuilder::new().schema(Some(schema(shape))).build();
             response.content("application/json", content).build()
@@ -193,6 +196,7 @@ mod tests {
         POST /v1/cluster/nodes/{id}/uncordon  POST /v1/cluster/rotate-kek
         GET /v1/cluster/recovery-kits  POST /v1/cluster/recovery-kits
         DELETE /v1/cluster/recovery-kits/{id}
+        POST /v1/cluster/backup  GET /v1/cluster/tombstones
         POST /v1/cluster/snapshot  GET /v1/cluster/settings  PATCH /v1/cluster/settings
         POST /v1/tokens  GET /v1/tokens  DELETE /v1/tokens/{id}
         POST /v1/keys  GET /v1/keys  GET /v1/keys/{name}  PATCH /v1/keys/{name}

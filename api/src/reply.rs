@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
@@ -21,6 +21,28 @@ const REPLAYED: HeaderName = HeaderName::from_static(wire::header::IDEMPOTENT_RE
 
 /// What a handler answers.
 pub(crate) type Answer = Result<Reply, Refusal>;
+
+/// An answer that is too long to be held: bytes as they come.
+#[derive(Debug)]
+pub(crate) struct Streamed {
+    pub(crate) index: u64,
+    /// Fewer than these are none.
+    pub(crate) bytes: u64,
+    pub(crate) body: Body,
+}
+
+impl Streamed {
+    /// As HTTP, from this node.
+    pub(crate) fn into_response(self, request_id: HeaderValue, node: NodeId) -> Response {
+        let Self { index, bytes, body } = self;
+        let head = Reply { index: Some(index), ..Reply::new(StatusCode::OK, Bytes::new()) };
+        let mut response = head.into_response(request_id, node).map(|_| body);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(wire::OCTETS));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+        response
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {

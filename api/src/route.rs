@@ -10,6 +10,8 @@ use utoipa::openapi::{Ref, RefOr};
 pub(crate) enum Kind {
     /// The asked node answers, whoever asks.
     Node,
+    /// The asked node answers, once it has caught up with the leader, whom it may.
+    Here,
     /// A read: repeated freely.
     Read,
     /// A use of a key: repeated freely, as it leaves nothing behind.
@@ -53,6 +55,8 @@ pub(crate) struct Route {
     pub(crate) request: Option<Shape>,
     pub(crate) request_required: bool,
     pub(crate) answer: Option<Shape>,
+    /// The media type of an answer that is no JSON.
+    pub(crate) stream: Option<&'static str>,
     pub(crate) status: StatusCode,
 }
 
@@ -110,6 +114,7 @@ impl Route {
             request: None,
             request_required: false,
             answer: None,
+            stream: None,
             status: StatusCode::NO_CONTENT,
         }
     }
@@ -142,6 +147,10 @@ impl Route {
         Self { answer: Some(Shape::of::<T>(Batch::Results)), status: StatusCode::OK, ..self }
     }
 
+    pub(crate) fn streams(self, media_type: &'static str) -> Self {
+        Self { stream: Some(media_type), status: StatusCode::OK, ..self }
+    }
+
     pub(crate) fn creates<T: ToSchema>(self) -> Self {
         Self { status: StatusCode::CREATED, ..self.answers::<T>() }
     }
@@ -149,7 +158,7 @@ impl Route {
     /// Every parameter the route knows: its own, and those of its kind.
     pub(crate) fn parameters(&self) -> impl Iterator<Item = &'static Parameter> {
         let common: &'static [Parameter] = match self.kind {
-            Kind::Node => &[],
+            Kind::Node | Kind::Here => &[],
             Kind::Read => &[CONSISTENCY],
             Kind::Use | Kind::Change | Kind::Once => &[DRY_RUN],
         };

@@ -12,13 +12,13 @@ use custody::Custody;
 use wire::Code;
 use wire::recipient::{DataKey, DataKeyRequest, Decrypt, Plaintext, Random, RandomRequest};
 
-use crate::edge::{Edge, Handler, Line, Node, Options, identify};
+use crate::edge::{Edge, Handler, Line, Node, Options, Streaming, identify};
 use crate::forward::Forwarder;
 use crate::metrics::count_unmatched;
 use crate::problem::Problem;
 use crate::reply::Reply;
 use crate::route::{Kind, Route, delete, get, patch, post};
-use crate::{cluster, keys, kits, openapi, page, settings, sys, tokens, uses, versions};
+use crate::{backup, cluster, keys, kits, openapi, page, settings, sys, tokens, uses, versions};
 
 /// The API of one node: what it does itself, and what it takes to the leader.
 pub fn router(custody: Custody, forwarder: Arc<dyn Forwarder>, options: Options) -> Router {
@@ -55,6 +55,10 @@ pub(crate) fn table() -> Table<Custody> {
             .answers::<wire::Kek>(), cluster::rotate_kek)
         .on(post("/v1/cluster/snapshot", "make_snapshot", "Build a snapshot now").kind(Kind::Once)
             .answers::<wire::Snapshot>(), cluster::snapshot)
+        .stream(post("/v1/cluster/backup", "make_backup", "The whole state, encrypted for its recipients (age v1)").kind(Kind::Here)
+            .takes::<wire::MakeBackup>().streams(wire::OCTETS), backup::make)
+        .on(get("/v1/cluster/tombstones", "list_tombstones", "What is destroyed or disabled: what a restore must not bring back")
+            .query(&[page::SIZE, page::TOKEN]).answers::<wire::Tombstones>(), backup::tombstones)
         .on(get("/v1/cluster/settings", "show_settings", "The cluster's settings")
             .answers::<wire::Settings>(), settings::show)
         .on(patch("/v1/cluster/settings", "update_settings", "Change settings")
@@ -155,6 +159,23 @@ impl<N: Node> Table<N> {
         if let Some(path) = namespaced {
             self.router = self.router.route(&path, on(filter, serve));
         }
+        self.routes.push(route);
+        self
+    }
+
+    /// A route of kind `Here` whose answer is a stream.
+    pub(crate) fn stream<H>(mut self, route: Route, handler: H) -> Self
+    where
+        H: Streaming<N> + Clone + 'static,
+    {
+        let filter =
+            MethodFilter::try_from(route.method.clone()).expect("the table has no CONNECT");
+        let line = Arc::new(Line::from(route.clone()));
+        let serve = move |State(edge): State<Edge<N>>, request: Request| {
+            let (line, handler) = (line.clone(), handler.clone());
+            async move { edge.stream(&line, &handler, request).await }
+        };
+        self.router = self.router.route(route.path, on(filter, serve));
         self.routes.push(route);
         self
     }

@@ -5,6 +5,7 @@
 //! beside the build and the cluster's folder with its logs.
 
 mod stories {
+    mod backup;
     mod bad_disk;
     mod bad_input;
     mod failover;

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand, ValueHint};
 use client::Client;
 use crypto::sign::{MEMBER, OperatorKey};
 use wire::{
-    Approve as ApproveBody, Bytes64, ClusterStatus, CreateJoinToken, Join, Joins, MemberRole,
-    NodeId, Patch, RecoveryKitStatus, Settings, SettingsPatch, Span,
+    Approve as ApproveBody, BackupStatus, Bytes64, ClusterStatus, CreateJoinToken, Join, Joins,
+    MemberRole, NodeId, Patch, RecoveryKitStatus, Settings, SettingsPatch, Span,
 };
 use zeroize::Zeroizing;
 
@@ -278,7 +278,22 @@ fn succession(before: &wire::Succession) -> String {
     format!("{cause} from {from_cluster_id} up to index {from_index} at {at}, {how_far}")
 }
 
-/// The cluster as a person reads it.
+fn backups(backups: &BackupStatus) -> String {
+    let mut text = match (backups.last_verified_at, backups.node, backups.index) {
+        (Some(at), Some(node), Some(index)) => {
+            format!("the last was verified {at}, up to index {index}, on node {node}")
+        }
+        _ => "there is none yet".to_owned(),
+    };
+    if let Some(node) = backups.running {
+        text.push_str(&format!("; node {node} makes one"));
+    }
+    if let Some(failure) = &backups.failure {
+        text.push_str(&format!("; the last attempt failed: {failure}"));
+    }
+    text
+}
+
 /// Whether losing every slot can be survived.
 fn kits(kits: &[RecoveryKitStatus]) -> String {
     let kit = |kit: &RecoveryKitStatus| {
@@ -290,6 +305,7 @@ fn kits(kits: &[RecoveryKitStatus]) -> String {
     if kits.is_empty() { "none".to_owned() } else { kits.join(", ") }
 }
 
+/// The cluster as a person reads it.
 pub(crate) fn describe(cluster: &ClusterStatus) -> String {
     let kek = &cluster.kek;
     let head = facts([
@@ -309,6 +325,10 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
         ("recovery kits", kits(&cluster.recovery_kits)),
         ("survives", format!("{} nodes, {} zones", cluster.survives.nodes, cluster.survives.zones)),
         ("succession", or_dash(cluster.succession.as_ref().map(succession))),
+        (
+            "backup",
+            cluster.backups.as_ref().map_or_else(|| "none is scheduled".to_owned(), backups),
+        ),
     ]);
     let nodes = rows(
         ["NODE", "NAME", "ADDRESS", "ZONE", "ROLE", "PHASE", "HSM", "APPLIED", "LAG", "DISK"],

@@ -12,7 +12,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub(crate) fn local(why: impl std::fmt::Display) -> Self {
+    pub fn local(why: impl std::fmt::Display) -> Self {
         Self::Local(why.to_string())
     }
 
@@ -26,7 +26,7 @@ impl Failure {
     }
 
     /// Tells it on stderr.
-    pub(crate) fn report(&self) -> ExitCode {
+    pub fn report(&self) -> ExitCode {
         eprintln!("error: {self}");
         if let Self::Client(client::Error::Problem(problem)) = self
             && let Some(request_id) = &problem.request_id

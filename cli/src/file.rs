@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 use crypto::SecretBytes;
-use crypto::stream::{self, StreamError, StreamHeader};
+use crypto::stream::{self, StreamHeader};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -22,7 +22,7 @@ use crate::{Failure, Global};
 
 /// Below this nobody needs to see progress.
 const LARGE: u64 = 16 * 1024 * 1024;
-const STANDARD: &str = "-";
+pub(crate) const STANDARD: &str = "-";
 
 #[derive(Args, Debug)]
 pub struct Encrypt {
@@ -77,6 +77,8 @@ pub(crate) async fn encrypt(encrypt: Encrypt, global: &Global) -> Result<(), Fai
     let wrapped = made.ciphertext.0;
     transfer(target, bar, move |target, bar| {
         stream::encrypt(&data_key, &wrapped, &mut source, target, |done| bar.set_position(done))
+            .map(drop)
+            .map_err(Failure::local)
     })
     .await
 }
@@ -100,6 +102,8 @@ pub(crate) async fn decrypt(decrypt: Decrypt, global: &Global) -> Result<(), Fai
     let data_key = SecretBytes::from_zeroizing(opened.plaintext.into_zeroizing());
     transfer(target, bar, move |target, bar| {
         stream::decrypt(&header, &data_key, &mut source, target, |done| bar.set_position(done))
+            .map(drop)
+            .map_err(Failure::local)
     })
     .await
 }
@@ -109,10 +113,10 @@ type Source = Box<dyn Read + Send>;
 /// Does the work on a thread that may block, and leaves nothing behind when it fails or is
 /// interrupted. It is a thread of its own, not the runtime's: a read of stdin may hang for ever, and
 /// the end of the process must not wait for it.
-async fn transfer(
+pub(crate) async fn transfer(
     mut target: Target,
     bar: ProgressBar,
-    work: impl FnOnce(&mut Target, &ProgressBar) -> Result<u64, StreamError> + Send + 'static,
+    work: impl FnOnce(&mut Target, &ProgressBar) -> Result<(), Failure> + Send + 'static,
 ) -> Result<(), Failure> {
     let temporary = target.temporary().map(Path::to_path_buf);
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::local)?;
@@ -120,8 +124,7 @@ async fn transfer(
     std::thread::spawn(move || {
         let outcome = work(&mut target, &bar);
         bar.finish_and_clear();
-        let outcome =
-            outcome.map_err(Failure::local).and_then(|_| target.finish().map_err(Failure::local));
+        let outcome = outcome.and_then(|()| target.finish().map_err(Failure::local));
         // Nobody listens any more when it was interrupted.
         let _ = tell.send(outcome);
     });
@@ -152,17 +155,12 @@ impl Files {
     }
 
     fn create(&self, mode: u32) -> Result<Target, Failure> {
-        if self.out.as_os_str() == STANDARD {
-            return Ok(Target::Stdout(BufWriter::new(io::stdout())));
-        }
-        Target::file(&self.out, mode, self.force).map_err(|error| {
-            Failure::local(format_args!("can not write {}: {error}", self.out.display()))
-        })
+        Target::open(&self.out, mode, self.force)
     }
 }
 
 /// indicatif draws on stderr, and only on a terminal.
-fn progress(length: u64) -> ProgressBar {
+pub fn progress(length: u64) -> ProgressBar {
     if length < LARGE {
         return ProgressBar::hidden();
     }
@@ -172,13 +170,13 @@ fn progress(length: u64) -> ProgressBar {
 }
 
 /// Where the bytes go.
-enum Target {
+pub(crate) enum Target {
     Stdout(BufWriter<io::Stdout>),
     File(Pending),
 }
 
 /// A file that is not there yet; dropped before its time, it never will be.
-struct Pending {
+pub(crate) struct Pending {
     writer: BufWriter<File>,
     temporary: PathBuf,
     name: PathBuf,
@@ -187,6 +185,15 @@ struct Pending {
 }
 
 impl Target {
+    pub(crate) fn open(name: &Path, mode: u32, force: bool) -> Result<Self, Failure> {
+        if name.as_os_str() == STANDARD {
+            return Ok(Self::Stdout(BufWriter::new(io::stdout())));
+        }
+        Self::file(name, mode, force).map_err(|error| {
+            Failure::local(format_args!("can not write {}: {error}", name.display()))
+        })
+    }
+
     fn file(name: &Path, mode: u32, force: bool) -> io::Result<Self> {
         if !force && name.try_exists()? {
             return Err(exists());
@@ -211,7 +218,7 @@ impl Target {
     }
 
     /// Gives the file its name, whole and on disk.
-    fn finish(mut self) -> io::Result<()> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         self.flush()?;
         let Self::File(pending) = &mut self else { return Ok(()) };
         pending.writer.get_ref().sync_all()?;

@@ -5,6 +5,7 @@
 //! touch this machine (`server`, `dev`, `init`) live in the binary, which mounts [`Command`] beside
 //! them; nothing here knows the insides of a node.
 
+pub mod backup;
 mod bench;
 mod cluster;
 mod failure;
@@ -24,7 +25,9 @@ use clap::{Subcommand, ValueHint};
 use clap_complete::Shell;
 
 pub use failure::{Failure, usage};
+pub use file::progress;
 pub use global::{Format, Global};
+pub use output::facts;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -46,6 +49,8 @@ pub enum Command {
     /// Recovery kits: what brings the keys back when every slot is lost
     #[command(subcommand)]
     RecoveryKit(Box<kit::Command>),
+    /// Take a backup of the whole state; verify one
+    Backup(Box<backup::Backup>),
     /// Draw random bytes
     Random(random::Random),
     /// Measure throughput and latency
@@ -67,6 +72,7 @@ pub async fn run(command: Command, global: Global) -> ExitCode {
         Command::Token(command) => token::run(command, &global).await,
         Command::Cluster(command) => cluster::run(*command, &global).await,
         Command::RecoveryKit(command) => kit::run(*command, &global).await,
+        Command::Backup(backup) => backup::run(*backup, &global).await,
         Command::Random(random) => random::run(random, &global).await,
         Command::Bench(bench) => bench::run(bench, &global).await,
         Command::Completions { shell } => {

@@ -10,7 +10,7 @@ use crate::{Failure, Format, Global};
 
 impl Global {
     /// Prints an answer: the JSON of the API, or what `table` makes of it.
-    pub(crate) fn show<T: Serialize>(
+    pub fn show<T: Serialize>(
         &self,
         answer: &T,
         table: impl FnOnce(&T) -> String,
@@ -44,7 +44,7 @@ pub(crate) fn rows<const N: usize>(
 }
 
 /// One fact a line.
-pub(crate) fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, String)>) -> String {
+pub fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let mut table = plain();
     table.add_rows(facts.into_iter().map(|(name, value)| [name.to_owned(), value]));
     left(table)

@@ -1,6 +1,7 @@
 //! The commands as a shell runs them, against a node that only pretends.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use clap::{CommandFactory, Parser};
 use cli::{Command, Global};
+use crypto::backup::Identities;
 use crypto::sign::{MEMBER, OperatorKey, OperatorPublic};
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -112,13 +115,22 @@ fn statement(name: &str, identity: u8) -> Vec<u8> {
 /// What the domain computes for the statement of "n4".
 const FINGERPRINT: &str = "svooo-lunlr-bug3k-bqvuq-e7ajq-edln4-y3k7o-sbrbj-ytict-kkoly";
 
+const BACKUP: &[u8] = b"what a node would send";
+
 async fn answer(
     record: Arc<Mutex<Option<Value>>>,
     request: http::Request<Incoming>,
-) -> Result<http::Response<Full<Bytes>>, http::Error> {
+) -> Result<http::Response<BoxBody<Bytes, Infallible>>, http::Error> {
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if path == "/v1/cluster/backup" {
+        // For two recipients it breaks off.
+        let length = BACKUP.len() + body["recipients"].as_array().unwrap().len() - 1;
+        // Mapped, a body does not say how long it is.
+        let backup = Full::new(Bytes::from_static(BACKUP)).map_frame(|frame| frame);
+        return http::Response::builder().header("content-length", length).body(backup.boxed());
+    }
     let bytes = |name: &str| Bytes64::parse(body[name].as_str().unwrap()).unwrap().0;
     let failure = || {
         let problem = Problem::new(Code::CryptographicFailure);
@@ -164,7 +176,8 @@ async fn answer(
             (404, serde_json::to_value(problem).unwrap())
         }
     };
-    http::Response::builder().status(status).body(Full::new(Bytes::from(answer.to_string())))
+    let answer = Full::new(Bytes::from(answer.to_string()));
+    http::Response::builder().status(status).body(answer.boxed())
 }
 
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -200,6 +213,30 @@ async fn a_file_comes_back_and_a_changed_one_leaves_nothing() {
     ended(node.run(&["decrypt", "--aad", "x", &sealed, "--out", &to]).await, 1);
     let names: Vec<_> = files(node.directory.path()).into_keys().collect();
     assert_eq!(names, ["ca.pem", "plain", "sealed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_breaks_off_leaves_nothing() {
+    let node = Node::start().await;
+    let path = |name: &str| node.path(name).to_str().unwrap().to_owned();
+    let (one, two, file) = (path("one"), path("two"), path("backup"));
+    let mut recipients = Vec::new();
+    for identity in [&one, &two] {
+        ended(node.run(&["backup", "keygen", "--out", identity]).await, 0);
+        let identities = Identities::parse(&fs::read_to_string(identity).unwrap()).unwrap();
+        recipients.push(identities.recipients()[0].to_string());
+    }
+    let (first, second) = (recipients[0].as_str(), recipients[1].as_str());
+    ended(node.run(&["backup", "-r", first, "-r", second, "--out", &file]).await, 3);
+    let names = || files(node.directory.path()).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(), ["ca.pem", "one", "two"]);
+    ended(node.run(&["backup", "-r", first, "--out", &file]).await, 0);
+    assert_eq!(fs::read(&file).unwrap(), BACKUP);
+    // It is there already; and these are no recipients.
+    ended(node.run(&["backup", "-r", first, "--out", &file]).await, 1);
+    ended(node.run(&["backup", "--out", &path("other")]).await, 1);
+    ended(node.run(&["backup", "-r", "age1", "--out", &path("other")]).await, 1);
+    assert_eq!(names(), ["backup", "ca.pem", "one", "two"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,6 +306,10 @@ fn the_commands_are_well_formed() {
         "cluster settings --min-destruction-after 36h",
         "bench decrypt --rate 1000 --connections 8 --seconds 5 --size 1024",
         "completions bash",
+        "backup --recipient age1x --recipients-file f --out - --force",
+        "backup verify f --identity i --scratch /tmp",
+        "backup keygen --out f",
+        "backup tombstones --operator-key a --operator-key b --out f",
         "random 16 --hex",
     ];
     for line in every {

@@ -8,13 +8,14 @@ use wire::recipient::{self, Sealed};
 use wire::{
     Answer, Approve, Ciphertext, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
     CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, Health, Input, Join, JoinToken, Joins,
-    Kek, Key, Keys, ListKeys, NodeId, Outcome, Page, PinRecoveryKit, Plaintext, Problem, Random,
-    RandomRequest, RecoveryKit, RecoveryKits, Reencrypt, ScheduleDestruction, Settings,
-    SettingsPatch, Snapshot, Token, Tokens, TransferLeader, UpdateKey, Version, Versions,
+    Kek, Key, Keys, ListKeys, MakeBackup, NodeId, Outcome, Page, PinRecoveryKit, Plaintext,
+    Problem, Random, RandomRequest, RecoveryKit, RecoveryKits, Reencrypt, ScheduleDestruction,
+    Settings, SettingsPatch, Snapshot, Token, Tokens, Tombstones, TransferLeader, UpdateKey,
+    Version, Versions,
 };
 
 use crate::request::{Answered, encode};
-use crate::{Client, Error, Request};
+use crate::{Client, Download, Error, Request};
 
 /// What became of each item of a batch, in its order.
 type Results<T> = Vec<Result<T, Problem>>;
@@ -77,6 +78,34 @@ impl Client {
 
     pub async fn snapshot(&self) -> Result<Option<Snapshot>, Error> {
         self.change::<(), _>("/v1/cluster/snapshot", None).await
+    }
+
+    /// The whole state, encrypted for these recipients.
+    pub async fn backup(&self, body: &MakeBackup) -> Result<Download, Error> {
+        // Begun twice, it is taken twice, which changes nothing.
+        self.download(Request::usage("/v1/cluster/backup").json(body)?).await
+    }
+
+    /// Everything that is destroyed or disabled, page by page, as one.
+    pub async fn tombstones(&self) -> Result<Tombstones, Error> {
+        let mut page = Page { page_size: Some(wire::PAGE_SIZE_MAX), ..Page::default() };
+        let mut all: Option<Tombstones> = None;
+        loop {
+            let request = with_page(Request::get("/v1/cluster/tombstones"), &page);
+            let mut next: Tombstones = self.call(request).await?.value;
+            page.page_token = next.next_page_token.take();
+            match &mut all {
+                Some(all) if all.cluster_id != next.cluster_id => {
+                    return Err(Error::Local("the nodes are of different clusters".to_owned()));
+                }
+                // As of the first page: whatever was forbidden then is on one of them.
+                Some(all) => all.tombstones.append(&mut next.tombstones),
+                None => all = Some(next),
+            }
+            if page.page_token.is_none() {
+                return Ok(all.expect("there was a page"));
+            }
+        }
     }
 
     pub async fn settings(&self) -> Result<Settings, Error> {

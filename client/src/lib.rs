@@ -8,10 +8,12 @@
 
 mod calls;
 mod connect;
+mod download;
 mod error;
 mod request;
 mod retry;
 
 pub use connect::{Builder, Client};
+pub use download::Download;
 pub use error::Error;
 pub use request::{Answered, Head, Repeat, Request, Response};

@@ -152,14 +152,24 @@ pub struct Head {
     pub request_id: Option<String>,
 }
 
+impl Head {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
+        Self {
+            node: text(wire::header::NODE),
+            index: text(wire::header::INDEX).and_then(|index| index.parse().ok()),
+            etag: text(ETAG.as_str()),
+            replayed: text(wire::header::IDEMPOTENT_REPLAYED).as_deref() == Some("true"),
+            request_id: text(wire::header::REQUEST_ID),
+        }
+    }
+}
+
 impl Response {
     /// The value, or the problem the node answered with instead.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         if !self.status.is_success() {
-            return Err(match self.problem() {
-                Some(problem) => problem.into(),
-                None => self.unexpected(format!("status {} without a problem", self.status)),
-            });
+            return Err(self.refusal());
         }
         // Calls that answer with nothing are read as `null`.
         let body: &[u8] = if self.body.is_empty() { b"null" } else { &self.body };
@@ -172,13 +182,14 @@ impl Response {
     }
 
     pub fn head(&self) -> Head {
-        let text = |name: &str| Some(self.headers.get(name)?.to_str().ok()?.to_owned());
-        Head {
-            node: text(wire::header::NODE),
-            index: text(wire::header::INDEX).and_then(|index| index.parse().ok()),
-            etag: text(ETAG.as_str()),
-            replayed: text(wire::header::IDEMPOTENT_REPLAYED).as_deref() == Some("true"),
-            request_id: text(wire::header::REQUEST_ID),
+        Head::of(&self.headers)
+    }
+
+    /// Why there is no answer of the expected kind.
+    pub(crate) fn refusal(&self) -> Error {
+        match self.problem() {
+            Some(problem) => problem.into(),
+            None => self.unexpected(format!("status {} without a problem", self.status)),
         }
     }
 

@@ -12,19 +12,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
 use wire::{Code, Problem};
 
 use crate::{Answered, Client, Error, Repeat, Request, Response};
 
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+pub(crate) const PAUSE_FIRST: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Far above any answer of the contract.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Why an attempt brought no answer.
-enum Failure {
+pub(crate) enum Failure {
     /// It did not leave: nothing happened.
     NotSent(String),
     /// The server is not the one we trust, or does not trust us; that does not pass with time.
@@ -109,7 +110,7 @@ impl Client {
     }
 
     /// All addresses, the last good one first.
-    fn order(&self) -> impl Iterator<Item = usize> + use<> {
+    pub(crate) fn order(&self) -> impl Iterator<Item = usize> + use<> {
         let (first, count) = (self.good.load(Ordering::Relaxed), self.nodes.len());
         (0..count).map(move |step| (first + step) % count)
     }
@@ -120,6 +121,19 @@ impl Client {
         request: &Request,
         give_up: Instant,
     ) -> Result<Response, Failure> {
+        let limit = self.attempt_timeout.min(give_up.saturating_duration_since(Instant::now()));
+        let exchange =
+            async { whole(&self.nodes[index], self.begin(index, request, limit).await?).await };
+        timeout(limit, exchange).await.unwrap_or_else(|_| Err(late(limit)))
+    }
+
+    /// Sends a request to one node, and waits until it begins to answer.
+    pub(crate) async fn begin(
+        &self,
+        index: usize,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<http::Response<Incoming>, Failure> {
         let address = &self.nodes[index];
         let uri: Uri = format!("{address}{}", request.path)
             .parse()
@@ -130,24 +144,11 @@ impl Client {
         message.headers_mut().extend(self.headers.clone());
         message.headers_mut().extend(request.headers.clone());
 
-        let limit = self.attempt_timeout.min(give_up.saturating_duration_since(Instant::now()));
-        let exchange = async {
-            let answer = self.http.request(message).await.map_err(|error| judge(&error))?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX)
-                .collect()
-                .await
-                .map_err(|error| Failure::Unknown(format!("the answer broke off: {error}")))?
-                .to_bytes();
-            let (status, headers) = (head.status, head.headers);
-            Ok(Response { status, headers, body, address: address.clone() })
-        };
-        timeout(limit, exchange)
-            .await
-            .unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer within {limit:.1?}"))))
+        let answer = timeout(limit, self.http.request(message)).await;
+        answer.map_err(|_| late(limit))?.map_err(|error| judge(&error))
     }
 
-    fn unreachable(&self, failures: &[(usize, Failure)]) -> Error {
+    pub(crate) fn unreachable(&self, failures: &[(usize, Failure)]) -> Error {
         let mut maybe_done = false;
         let tried = failures.iter().map(|(index, failure)| {
             let (Failure::NotSent(why) | Failure::NotTrusted(why) | Failure::Unknown(why)) =
@@ -160,8 +161,27 @@ impl Client {
     }
 }
 
+fn late(limit: Duration) -> Failure {
+    Failure::Unknown(format!("no answer within {limit:.1?}"))
+}
+
+/// Reads the rest of an answer.
+pub(crate) async fn whole(
+    address: &str,
+    answer: http::Response<Incoming>,
+) -> Result<Response, Failure> {
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| Failure::Unknown(format!("the answer broke off: {error}")))?
+        .to_bytes();
+    let (status, headers) = (head.status, head.headers);
+    Ok(Response { status, headers, body, address: address.to_owned() })
+}
+
 /// What to do with an answer.
-enum After {
+pub(crate) enum After {
     Done,
     /// It says that nothing happened and another attempt may succeed.
     TryNext,
@@ -169,7 +189,7 @@ enum After {
     MaybeDone,
 }
 
-fn after(response: &Response) -> After {
+pub(crate) fn after(response: &Response) -> After {
     match response.status {
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => After::TryNext,
         StatusCode::GATEWAY_TIMEOUT => After::MaybeDone,
@@ -178,7 +198,7 @@ fn after(response: &Response) -> After {
 }
 
 /// How long to pause after all nodes were asked. Who is told to slow down does, in full.
-fn wait(refused: Option<&Response>, pause: Duration) -> Duration {
+pub(crate) fn wait(refused: Option<&Response>, pause: Duration) -> Duration {
     let Some(response) = refused else { return pause };
     let asked = Duration::from_secs(response.retry_after_s().unwrap_or(1));
     if response.status == StatusCode::TOO_MANY_REQUESTS {

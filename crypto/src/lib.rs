@@ -3,6 +3,7 @@
 //! There is deliberately no I/O on the network or on files by name here, no cluster and no HSM.
 //! What this crate can not name it can not misuse.
 
+pub mod backup;
 pub mod canary;
 pub mod digest;
 pub mod envelope;
@@ -12,6 +13,7 @@ pub mod secret;
 mod shamir;
 pub mod share;
 pub mod sign;
+pub mod signed;
 pub mod stream;
 pub mod wrapped;
 mod xaes;

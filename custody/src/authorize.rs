@@ -34,6 +34,7 @@ verbs! {
     ReadCluster: Operator | Auditor;
     ReadEscrow: Operator;
     ChangeCluster: Operator;
+    MakeBackup: Operator;
 }
 
 /// An authenticated caller.

@@ -18,6 +18,7 @@ mod kits;
 mod messages;
 mod operators;
 mod roster;
+mod schedule;
 mod status;
 mod steps;
 mod succession;
@@ -44,9 +45,10 @@ pub use kits::{Escrowed, KitSummary, KitView};
 pub use messages::LANE_PREFIX;
 pub use operators::{DOMAIN, Pinned, Refused, verify, verify_kit};
 pub use roster::{Peer, Roster};
+pub use schedule::{BackupView, Schedule, Verified};
 pub use status::{ClusterStatus, KekStatus, NodeStatus, NodeView};
 pub use succession::{bootstrap_token, new_cluster_id};
-pub use verbs::NewJoinToken;
+pub use verbs::{Forbidding, NewJoinToken};
 
 /// What the loops are told at the start.
 #[derive(Clone, Debug)]
@@ -58,6 +60,8 @@ pub struct Options {
     pub rewrap_pause: Duration,
     /// Asks the cluster's CA for the certificate that callers see; `None` where the operator has one.
     pub certificate: Option<CertificateOptions>,
+    /// Backups that this node makes when it is its turn.
+    pub schedule: Option<Schedule>,
 }
 
 impl Default for Options {
@@ -66,6 +70,7 @@ impl Default for Options {
             caretaker_after: Duration::from_secs(3),
             rewrap_pause: Duration::from_millis(5),
             certificate: None,
+            schedule: None,
         }
     }
 }
@@ -88,6 +93,7 @@ pub struct State {
     ticking: tokio::sync::Mutex<()>,
     wake: Notify,
     issued: watch::Sender<Option<Arc<Issued>>>,
+    schedule: schedule::State,
 }
 
 impl State {
@@ -103,6 +109,7 @@ impl State {
             ticking: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             issued: watch::Sender::new(None),
+            schedule: schedule::State::default(),
         }
     }
 
@@ -118,6 +125,9 @@ pub fn run(
     stop: &watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
     custody.cluster_state().roster.attach(custody.replica().clone());
+    if let Some(schedule) = &options.schedule {
+        custody.configure_backups(schedule.clone());
+    }
     let mut tasks = vec![
         tokio::spawn(until(stop, ceremony::reconcile(custody.clone(), options.clone()))),
         tokio::spawn(until(stop, health::guard(custody.clone(), options.clone()))),
@@ -125,6 +135,7 @@ pub fn run(
         tokio::spawn(until(stop, crate::cache::guard(custody.clone()))),
         tokio::spawn(until(stop, introduce::insist(custody.clone()))),
         tokio::spawn(until(stop, formats::watch(custody.clone()))),
+        tokio::spawn(until(stop, schedule::keep(custody.clone()))),
     ];
     if let Some(certificate) = &options.certificate {
         let renew = certificates::renew(custody.clone(), certificate.clone());

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::authorize::{Caller, Grant, Verb, grant};
+use crate::backup::Places;
 use crate::cache::Cache;
 use crate::cluster::{self, Pinned, Roster};
 use crate::propose::now;
@@ -52,6 +53,7 @@ struct Inner {
     cache: Cache,
     draining: AtomicBool,
     cluster: cluster::State,
+    places: Places,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -93,7 +95,8 @@ impl Custody {
         let cache = Cache::new(CACHED, CACHED_FOR);
         let draining = AtomicBool::new(false);
         let cluster = cluster::State::new(roster);
-        Self(Arc::new(Inner { replica, slot, peers, node, cache, draining, cluster }))
+        let places = Places::default();
+        Self(Arc::new(Inner { replica, slot, peers, node, cache, draining, cluster, places }))
     }
 
     pub(crate) fn replica(&self) -> &Replica {
@@ -114,6 +117,10 @@ impl Custody {
 
     pub(crate) fn pinned(&self) -> &Pinned {
         self.0.cluster.roster().pinned()
+    }
+
+    pub(crate) fn places(&self) -> &Places {
+        &self.0.places
     }
 
     pub(crate) fn cluster_state(&self) -> &cluster::State {
@@ -223,6 +230,11 @@ impl Custody {
             let value = look(view, &grant.caller)?;
             Ok((grant, Seen { value, index: view.index() }))
         })
+    }
+
+    /// On the leader: an index that holds everything acknowledged before.
+    pub(crate) async fn barrier(&self) -> Result<u64, Error> {
+        Ok(self.0.replica.barrier(Instant::now() + BARRIER).await?)
     }
 
     /// A read.

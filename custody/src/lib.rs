@@ -6,6 +6,7 @@
 //! assumes to be the leader: a replica that does not lead says so, and the edge goes elsewhere.
 
 mod authorize;
+mod backup;
 mod cache;
 pub mod cluster;
 mod context;
@@ -18,6 +19,7 @@ mod tokens;
 pub mod wrapping;
 
 pub use authorize::Caller;
+pub use backup::Backup;
 pub use context::{Changed, Context, Credential, IdempotencyKey, Page, Seen};
 pub use custody::{Custody, Health, NodeInfo, Phase, Role};
 pub use error::Error;

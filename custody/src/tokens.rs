@@ -25,7 +25,7 @@ pub(crate) fn mint(prefix: &str, tail: &str) -> Result<Minted, getrandom::Error>
     let id = TokenId(random_id()?);
     let mut secret = Zeroizing::new([0; 32]);
     getrandom::fill(secret.as_mut())?;
-    let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_ref()));
+    let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret.as_slice()));
     let text = Zeroizing::new(format!("{prefix}.{id}.{}{tail}", secret.as_str()));
     let digest = crypto::sha256(text.as_bytes());
     Ok(Minted { id, text, digest })

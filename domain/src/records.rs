@@ -177,6 +177,9 @@ pub(crate) mod at {
     pub(crate) fn keys(namespace: &Namespace) -> Vec<u8> {
         join(KEY, &[namespace.0.as_bytes(), &[0]])
     }
+    pub(crate) fn all_keys() -> Vec<u8> {
+        vec![KEY]
+    }
     pub(crate) fn key(namespace: &Namespace, name: &str) -> Vec<u8> {
         join(KEY, &[namespace.0.as_bytes(), &[0], name.as_bytes()])
     }

@@ -13,3 +13,4 @@ mod memory;
 mod samples;
 mod succession;
 mod tokens;
+mod tombstones;

@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use crate::records::at::{self, Due};
 use crate::records::{parse, read};
 use crate::{
-    Authority, Broken, Cluster, Epoch, Join, JoinToken, KekEpoch, Key, KeyId, KeyVersion, Kit,
-    KitId, Member, Namespace, NodeId, Records, Settings, Succession, Time, Token, TokenId, Version,
+    Authority, Broken, Cluster, Epoch, Forbidden, Join, JoinToken, KekEpoch, Key, KeyId, KeyState,
+    KeyVersion, Kit, KitId, Member, Namespace, NodeId, Records, Settings, Succession, Time, Token,
+    TokenId, Tombstone, Version, VersionState,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -206,6 +207,46 @@ fn due(
         .map(|(record, _)| at::parse_due(record))
         .take_while(|due| due.as_ref().map_or(true, |(at, ..)| *at <= now))
         .collect()
+}
+
+/// What is forbidden among some keys of any namespace, from the one after `after`: destroyed, about to
+/// be, or disabled. The second value says where the next ones begin.
+pub fn tombstones(
+    records: &impl Records,
+    after: Option<(&Namespace, &str)>,
+    keys: usize,
+) -> Result<(Vec<Tombstone>, Option<(Namespace, String)>), Broken> {
+    let after = after.map(|(namespace, name)| at::key(namespace, name));
+    let found = records.scan(&at::all_keys(), after.as_deref(), keys)?;
+    let (mut tombstones, mut last) = (Vec::new(), None);
+    for (record, bytes) in &found {
+        let key: Key = parse(record, bytes)?;
+        let forbidden = match key.state {
+            KeyState::Enabled => None,
+            KeyState::Disabled => Some(Forbidden::Disabled),
+            KeyState::DestructionScheduled { at } => Some(Forbidden::DestructionScheduled { at }),
+            KeyState::Destroyed { .. } => Some(Forbidden::Destroyed),
+        };
+        let whole = forbidden.map(|forbidden| Tombstone { key: key.id, version: None, forbidden });
+        tombstones.extend(whole);
+        // With the key everything of it is destroyed.
+        if forbidden != Some(Forbidden::Destroyed) {
+            for version in versions(records, key.id, None, usize::MAX)? {
+                let forbidden = match version.state {
+                    VersionState::Enabled(_) => continue,
+                    VersionState::Disabled(_) => Forbidden::Disabled,
+                    VersionState::DestructionScheduled { at, .. } => {
+                        Forbidden::DestructionScheduled { at }
+                    }
+                    VersionState::Destroyed { .. } => Forbidden::Destroyed,
+                };
+                let version = Some(version.version);
+                tombstones.push(Tombstone { key: key.id, version, forbidden });
+            }
+        }
+        last = Some((key.namespace, key.name));
+    }
+    Ok((tombstones, last.filter(|_| found.len() == keys)))
 }
 
 fn table<T: DeserializeOwned>(records: &impl Records, table: u8) -> Result<Vec<T>, Broken> {

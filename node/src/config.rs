@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crypto::backup::Recipient;
 use domain::{FORMAT, FORMAT_OLDEST};
 use reader::{Reader, Section};
 
@@ -36,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) raft: RaftTimes,
     /// Bytes of the disk that are held back: with less free, changes are refused.
     pub(crate) reserve: u64,
+    pub(crate) backup: Option<Backup>,
     pub(crate) log: Log,
 }
 
@@ -73,6 +75,17 @@ pub(crate) struct RaftTimes {
     pub(crate) heartbeat: Duration,
     pub(crate) election_min: Duration,
     pub(crate) election_max: Duration,
+}
+
+/// Backups that this node makes when it is its turn.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Backup {
+    pub(crate) interval: Duration,
+    /// Must exist.
+    pub(crate) folder: PathBuf,
+    /// How many stay in the folder.
+    pub(crate) keep: usize,
+    pub(crate) recipients: Vec<Recipient>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -169,6 +182,7 @@ impl Config {
             bytes(text).filter(enough).ok_or("must be a size from 256MiB, such as \"1GiB\"".into())
         });
         reader.finish(section);
+        let backup = root.has("backup").then(|| backup(&mut reader, &root));
 
         let mut section = reader.section(&root, "log", false);
         let log = Log {
@@ -199,6 +213,10 @@ impl Config {
                 hsm: hsm?,
                 raft,
                 reserve,
+                backup: match backup {
+                    Some(backup) => Some(backup?),
+                    None => None,
+                },
                 log,
             })
         };
@@ -270,6 +288,20 @@ fn hsm<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Hsm> {
     let environment = reader.strings(&mut section, "environment");
     reader.finish(section);
     Some(Hsm { token: token?, pin_file: pin_file?, workers, deadline, environment })
+}
+
+fn backup<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Backup> {
+    let mut section = reader.section(root, "backup", true);
+    let interval = reader.required(&mut section, "interval", duration);
+    let folder = reader.required(&mut section, "folder", path);
+    let keep = reader.defaulted(&mut section, "keep", "7", |text| {
+        text.parse().ok().filter(|n| (1..=10_000).contains(n)).ok_or("must be 1 to 10000".into())
+    });
+    let recipients = reader.list(&mut section, "recipients", |text| {
+        text.parse::<Recipient>().map_err(|error| error.to_string())
+    });
+    reader.finish(section);
+    Some(Backup { interval: interval?, folder: folder?, keep, recipients: recipients? })
 }
 
 fn word(text: &str) -> Result<String, String> {

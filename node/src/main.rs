@@ -4,6 +4,7 @@
 //! to a cluster is in the crate `cli`.
 
 mod admin;
+mod backup;
 mod commands;
 mod config;
 mod dev;
@@ -87,6 +88,11 @@ fn main() -> ExitCode {
         Command::Cluster(cli::Command::Completions { shell }) => {
             cli::completions(shell, Arguments::command());
             ExitCode::SUCCESS
+        }
+        Command::Cluster(cli::Command::Backup(backup))
+            if matches!(backup.command, Some(cli::backup::Command::Verify(_))) =>
+        {
+            backup::verify(*backup, &global)
         }
         Command::Cluster(command) => block_on(cli::run(command, global)),
     }

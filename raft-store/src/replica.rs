@@ -174,6 +174,16 @@ impl Replica {
         }
     }
 
+    /// Waits until everything up to `index` is applied here, whoever leads.
+    pub async fn applied(&self, index: u64, deadline: Instant) -> Result<(), BarrierError> {
+        let mut metrics = self.0.raft.metrics();
+        while self.0.store.note().index() < index {
+            let changed = timeout_at(deadline, metrics.changed()).await;
+            changed.map_err(|_| BarrierError::Timeout)?.map_err(|_| BarrierError::Stopped)?;
+        }
+        Ok(())
+    }
+
     /// Looks at the records at one point in time. While `look` runs nothing is applied, and calling
     /// `read` inside it can wait for ever.
     pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {

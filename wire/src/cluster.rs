@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::words;
 use crate::{
-    Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, RecoveryKitStatus, Role, Span, Storage, Time,
+    BackupStatus, Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, RecoveryKitStatus, Role, Span,
+    Storage, Time,
 };
 
 /// `GET /v1/cluster`
@@ -27,6 +28,9 @@ pub struct ClusterStatus {
     /// What this cluster took the place of, if it was restored or recovered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub succession: Option<Succession>,
+    /// Absent where no node is configured to make backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backups: Option<BackupStatus>,
 }
 
 words! {

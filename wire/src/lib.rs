@@ -4,6 +4,7 @@
 //! that depend on a setting (sizes, durations) are checked where the setting is known. Requests
 //! refuse unknown fields; answers tolerate them, so that an older client can talk to a newer node.
 
+mod backup;
 mod bytes;
 mod cluster;
 mod either;
@@ -19,6 +20,7 @@ mod system;
 mod time;
 mod token;
 
+pub use backup::{BackupStatus, MakeBackup, Tombstone, TombstoneState, Tombstones};
 pub use bytes::{Bytes64, NotBase64, SecretBase64};
 pub use cluster::{
     Approve, ClusterStatus, CreateJoinToken, Join, JoinToken, Joins, Kek, KekState, MemberRole,
@@ -52,6 +54,9 @@ pub mod header {
     pub const NO_FORWARD: &str = "x-strongroom-no-forward";
     pub const REQUEST_ID: &str = "x-request-id";
 }
+
+/// The media type of a backup.
+pub const OCTETS: &str = "application/octet-stream";
 
 /// The media type of a [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";

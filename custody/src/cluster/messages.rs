@@ -8,8 +8,10 @@ use std::time::Duration;
 use domain::{Change, Epoch, NodeId, Time};
 use peers::{Bytes, CallError, Lane, Refusal};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::schedule::BackupStatus;
 use super::status::NodeStatus;
 use super::{certificates, join};
 use crate::propose::now;
@@ -46,6 +48,11 @@ pub(super) enum Message {
     },
     /// Which format of the state can you read? Programs before format 2 do not know the question.
     Format,
+    /// Asked of the leader: an index that holds everything acknowledged before.
+    Barrier,
+    BackupStatus,
+    /// Make the scheduled backup; the answer only says that it began.
+    MakeBackup,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -58,6 +65,8 @@ pub(super) enum Reply {
     Certificate(String),
     Join(Vec<u8>),
     Format { most: u16 },
+    Barrier(u64),
+    BackupStatus(BackupStatus),
 }
 
 impl Custody {
@@ -98,6 +107,25 @@ impl Custody {
                 let answer = join::answer_as_leader(self, &spki, request).await;
                 Ok(Reply::Join(domain::encode(&answer)))
             }
+            Message::Barrier => Ok(Reply::Barrier(self.barrier().await?)),
+            Message::BackupStatus => Ok(Reply::BackupStatus(self.backup_status())),
+            Message::MakeBackup => self.begin_scheduled_backup().map(|()| Reply::Done),
+        }
+    }
+
+    /// Waits until this node's state holds everything that was acknowledged anywhere before: what is
+    /// then read here is as good as read at the leader.
+    pub(crate) async fn follow(&self, until: Instant) -> Result<(), Error> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(20);
+        loop {
+            // Whatever it is, a barrier that did not come about did nothing.
+            if let Ok(Reply::Barrier(index)) = self.ask_leader(Message::Barrier).await {
+                return Ok(self.replica().applied(index, until).await?);
+            }
+            if Instant::now() >= until {
+                return Err(Error::NotLeader { leader: None });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -145,13 +173,32 @@ impl Custody {
                 | Reply::Clock(_)
                 | Reply::Certificate(_)
                 | Reply::Join(_)
-                | Reply::Format { .. }),
+                | Reply::Format { .. }
+                | Reply::Barrier(_)
+                | Reply::BackupStatus(_)),
             ) => Ok(reply),
             Err(CallError::Unknown(_)) => Err(Error::OutcomeUnknown),
             Err(error @ (CallError::NotSent(_) | CallError::Refused(_))) => {
                 Err(Error::Internal(format!("node {node}: {error}")))
             }
         }
+    }
+
+    /// Asks every other member the same at once. Who does not answer in time is missing.
+    pub(super) async fn ask_others(
+        &self,
+        message: fn() -> Message,
+        limit: Duration,
+    ) -> Vec<(NodeId, Reply)> {
+        let mut asked = JoinSet::new();
+        for node in self.cluster_state().roster().peers().into_keys() {
+            if node != self.node_id() {
+                let custody = self.clone();
+                asked.spawn(async move { (node, custody.call(node, &message(), limit).await) });
+            }
+        }
+        let answered = asked.join_all().await.into_iter();
+        answered.filter_map(|(node, answer)| Some((node, answer.ok()?))).collect()
     }
 
     pub(super) async fn call(

@@ -9,15 +9,15 @@ use domain::{
 };
 use raft_store::Storage;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 
 use super::kits::{self, KitSummary};
 use super::messages::{Message, Reply};
+use super::schedule::BackupView;
 use super::steps::CAUGHT_UP;
 use crate::authorize::ReadCluster;
 use crate::{Context, Custody, Error, Phase, Role, Seen};
 
-const FAN_OUT: Duration = Duration::from_millis(500);
+pub(super) const FAN_OUT: Duration = Duration::from_millis(500);
 
 /// All that `GET /v1/cluster` shows.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct ClusterStatus {
     pub kits: Vec<KitSummary>,
     /// The cluster that this one took the place of.
     pub succession: Option<Succession>,
+    /// `None` where no node is configured to make backups.
+    pub backups: Option<BackupView>,
 }
 
 #[derive(Clone, Debug)]
@@ -108,7 +110,8 @@ impl Custody {
             })
             .await?;
         let (cluster, members, active, rewrapped, total, kits) = seen.value;
-        let survey = self.survey().await?;
+        let (survey, backups) = tokio::join!(self.survey(), self.backup_view());
+        let survey = survey?;
         let holders: Vec<&Member> = members
             .iter()
             .filter(|member| member.standing != Standing::Removed)
@@ -135,6 +138,7 @@ impl Custody {
             succession: self.replica().read(|view| view::successions(view))?.pop(),
             nodes: survey.nodes,
             kits,
+            backups,
         };
         Ok(Seen { value, index: seen.index })
     }
@@ -190,19 +194,11 @@ impl Custody {
 
     /// Asks every member at once how it is.
     pub(super) async fn node_statuses(&self) -> BTreeMap<NodeId, Option<NodeStatus>> {
-        let mut asked = JoinSet::new();
-        let mut statuses = BTreeMap::from([(self.node_id(), Some(self.node_status()))]);
-        for node in self.cluster_state().roster().peers().into_keys() {
-            if node != self.node_id() {
-                statuses.insert(node, None);
-                let custody = self.clone();
-                asked.spawn(
-                    async move { (node, custody.call(node, &Message::Status, FAN_OUT).await) },
-                );
-            }
-        }
-        while let Some(answer) = asked.join_next().await {
-            if let Ok((node, Ok(Reply::Status(status)))) = answer {
+        let peers = self.cluster_state().roster().peers();
+        let mut statuses: BTreeMap<_, _> = peers.into_keys().map(|node| (node, None)).collect();
+        statuses.insert(self.node_id(), Some(self.node_status()));
+        for (node, reply) in self.ask_others(|| Message::Status, FAN_OUT).await {
+            if let Reply::Status(status) = reply {
                 statuses.insert(node, Some(*status));
             }
         }

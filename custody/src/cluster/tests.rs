@@ -142,6 +142,7 @@ async fn assemble(
         caretaker_after: Duration::from_millis(1500),
         rewrap_pause: Duration::ZERO,
         certificate: Some(CertificateOptions::default()),
+        schedule: None,
     };
     run(&custody, &options, &stopped);
     Node { custody, slot, stop, wire }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use domain::{
-    Change, Join, JoinToken, KekEpoch, Member, NodeId, Receipt, Span, Standing, Survives, Vote,
-    Voter, survives, view,
+    Change, ClusterId, Join, JoinToken, KekEpoch, Lineage, Member, Namespace, NodeId, Receipt,
+    Span, Standing, Survives, Tombstone, Vote, Voter, survives, view,
 };
 use raft_store::{SnapshotError, TransferError};
 use tokio::time::Instant;
@@ -15,12 +15,22 @@ use super::operators::{self, DOMAIN};
 use crate::authorize::{ChangeCluster, ReadCluster};
 use crate::settings::unexpected;
 use crate::tokens::{Minted, mint};
-use crate::{Changed, Context, Custody, Error, Seen};
+use crate::{Changed, Context, Custody, Error, Page, Seen};
 
 const TTL_MAX: Span = Span::from_hours(24 * 7);
 const USES_MAX: u32 = 1000;
 const TRANSFER: Duration = Duration::from_secs(5);
 const SNAPSHOT: Duration = Duration::from_mins(1);
+
+/// A page of what is forbidden.
+#[derive(Clone, Debug)]
+pub struct Forbidding {
+    pub cluster: ClusterId,
+    pub lineage: Lineage,
+    pub tombstones: Vec<Tombstone>,
+    /// Where the next page begins, if there is more.
+    pub last: Option<String>,
+}
 
 #[derive(Clone, Debug)]
 pub struct NewJoinToken {
@@ -213,6 +223,29 @@ impl Custody {
         self.cluster_state().wake.notify_one();
         let Receipt::Epoch(epoch) = done.value else { return Err(unexpected(&done.value)) };
         Ok(Changed { value: *epoch, revision: None, replayed: done.replayed, index: done.index })
+    }
+
+    /// What is forbidden now, page by page, with the cluster that it is forbidden in. A page is as of
+    /// its own index: as none of them is earlier than the first, everything that was forbidden then is
+    /// on one, unless it was allowed again.
+    pub async fn tombstones(
+        &self,
+        context: &Context,
+        page: Page,
+    ) -> Result<Seen<Forbidding>, Error> {
+        self.look::<ReadCluster, _>(context, |view, _| {
+            let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
+            let after = page.after.as_deref().map(|after| {
+                let (namespace, name) =
+                    after.split_once('/').unwrap_or((Namespace::DEFAULT, after));
+                (Namespace(namespace.into()), name)
+            });
+            let after = after.as_ref().map(|(namespace, name)| (namespace, *name));
+            let (tombstones, last) = view::tombstones(view, after, page.size)?;
+            let last = last.map(|(namespace, name)| format!("{}/{name}", namespace.0));
+            Ok(Forbidding { cluster: cluster.id, lineage: cluster.lineage, tombstones, last })
+        })
+        .await
     }
 
     /// Builds a snapshot on this node and answers the index it holds.

@@ -139,6 +139,44 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Strings, at least one of them.
+    pub(super) fn list<T>(
+        &mut self,
+        section: &mut Section<'a>,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        section.asked.insert(key);
+        let path = section.path(key);
+        let Some(value) = section.table.as_ref()?.get(key) else {
+            self.wrong(section.line, format!("{path} is missing"));
+            return None;
+        };
+        let line = self.line_of(value.span().start);
+        let entries = match value.get_ref() {
+            DeValue::Array(entries) if !entries.is_empty() => entries,
+            _ => {
+                self.wrong(line, format!("{path}: expected a list of one or more strings"));
+                return None;
+            }
+        };
+        let (mut list, mut all) = (Vec::new(), true);
+        for entry in entries {
+            let parsed = match entry.get_ref() {
+                DeValue::String(text) => parse(text),
+                other => Err(format!("expected a string, got {}", other.type_str())),
+            };
+            match parsed {
+                Ok(parsed) => list.push(parsed),
+                Err(why) => {
+                    self.wrong(self.line_of(entry.span().start), format!("{path}: {why}"));
+                    all = false;
+                }
+            }
+        }
+        all.then_some(list)
+    }
+
     /// A table of strings.
     pub(super) fn strings(
         &mut self,

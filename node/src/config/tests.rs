@@ -37,6 +37,7 @@ fn a_good_file_is_read_whole() {
     assert_eq!(config.raft.heartbeat, Duration::from_millis(60));
     assert_eq!(config.hsm.environment["SOFTHSM2_CONF"], "/d/softhsm2.conf");
     assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.backup, None);
     assert_eq!(config.reserve, 512 << 20);
     assert_eq!(config.format_max, FORMAT);
     let older = GOOD.replace("[api]", "format_max = 1\n[api]");
@@ -102,6 +103,30 @@ fn what_only_together_is_wrong() {
         ("SOFTHSM2_CONF =", "\"A=B\" =", "no variable can have this name"),
     ] {
         let reasons = reasons(&GOOD.replace(find, replace));
+        assert!(
+            reasons.iter().any(|(_, reason)| reason.contains(expected)),
+            "{expected}: {reasons:?}"
+        );
+    }
+}
+
+#[test]
+fn backups_are_configured_whole_or_not_at_all() {
+    let key = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+    let section = |rest: &str| format!("{GOOD}[backup]\ninterval = \"6h\"\n{rest}");
+    let good = section(&format!("folder = \"/b\"\nrecipients = [\"{key}\"]\n"));
+    let backup = Config::parse(&good, Path::new("f")).unwrap().backup.unwrap();
+    assert_eq!((backup.interval, backup.keep), (Duration::from_secs(6 * 3600), 7));
+    assert_eq!(backup.recipients[0].to_string(), key);
+    for (rest, expected) in [
+        ("recipients = [\"{key}\"]\n", "backup.folder is missing"),
+        ("folder = \"/b\"\n", "backup.recipients is missing"),
+        ("folder = \"/b\"\nrecipients = []\n", "expected a list of one or more strings"),
+        ("folder = \"/b\"\nrecipients = [1]\n", "expected a string, got integer"),
+        ("folder = \"/b\"\nrecipients = [\"{key}x\"]\n", "its checksum does not match"),
+        ("folder = \"/b\"\nkeep = 0\nrecipients = [\"{key}\"]\n", "must be 1 to 10000"),
+    ] {
+        let reasons = reasons(&section(&rest.replace("{key}", key)));
         assert!(
             reasons.iter().any(|(_, reason)| reason.contains(expected)),
             "{expected}: {reasons:?}"

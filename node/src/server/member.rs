@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{DRAIN, FOUND, Node, founding};
 use crate::admin::{Founding, Stage};
-use crate::config::{Config, TlsFiles};
+use crate::config::{Backup, Config, TlsFiles};
 use crate::dev::secret_file;
 use crate::local::{Local, REPLICA};
 use crate::tls::Certificate;
@@ -112,7 +112,12 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
         current_pem: kept_certificate(&node),
         ..CertificateOptions::default()
     });
+    let schedule = node.config.backup.clone().map(|backup| {
+        let Backup { interval, folder, keep, recipients } = backup;
+        cluster::Schedule { interval, folder, keep, recipients }
+    });
     let options = cluster::Options {
+        schedule,
         caretaker_after: node.config.raft.election_max * 3,
         certificate,
         ..cluster::Options::default()
