@@ -158,7 +158,7 @@ async fn the_format_is_switched_when_the_last_member_reads_it() {
     let config = raft_store::Config { segment_bytes: 1 << 20, format_max: 1, ..config };
     let roster = Arc::new(Roster::new(NodeId(1), pinned, vec![]));
     let refused = Replica::open(config, peers, roster).await.map(drop).unwrap_err();
-    assert!(matches!(refused, raft_store::OpenError::Format { .. }), "{refused}");
+    // By what its state says, or by the switch in its log when the state is behind that.
     assert!(refused.to_string().contains("reads up to format 1"), "{refused}");
     cluster.stop().await;
 }
