@@ -16,6 +16,7 @@ mod stories {
     mod partition;
     mod power;
     mod quorum_loss;
+    mod restore;
     mod revocation;
     mod secrets;
     mod start;

@@ -14,6 +14,7 @@ mod membership;
 mod metrics_listener;
 mod process;
 mod recover;
+mod restore;
 mod server;
 mod succession;
 mod telemetry;
@@ -53,6 +54,8 @@ enum Command {
     Join(commands::Join),
     /// Make a new cluster from this node's state, after the other voters are lost for good
     Recover(recover::Recover),
+    /// Make a new cluster from a backup, on an empty node
+    Restore(restore::Restore),
     /// Say by the exit code whether the node that runs here serves
     Health(commands::Health),
     /// Look at the HSM slot of this machine
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::Init(init) => block_on(commands::init(init)),
         Command::Join(join) => block_on(commands::join(join)),
         Command::Recover(recover) => recover::run(recover),
+        Command::Restore(restore) => restore::run(restore),
         Command::Health(health) => block_on(commands::health(health)),
         Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(&probe),
         Command::Hsm(HsmCommand::EnrolmentKey(probe)) => commands::enrolment_key(&probe),
