@@ -6,8 +6,11 @@
 //! of the wire spent: that ratio is the quieter one.
 
 pub mod bare;
+pub mod cluster;
 pub mod cpu;
+pub mod etcd;
 pub mod load;
 pub mod memory;
 pub mod replica;
 pub mod report;
+pub mod scrape;

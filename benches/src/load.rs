@@ -1,23 +1,26 @@
 //! Callers that do as little as they can, so that what is measured is the other side.
 //!
-//! Each holds one connection (TLS 1.3, HTTP/1.1, kept alive), writes requests that were made
-//! before, and reads of an answer only what tells it from a failure. Everything panics that keeps
-//! a measurement from being one: the answer to a failed request is part of the message.
+//! Each holds one connection of its own (TLS 1.3, kept alive) with one request at a time on it, and
+//! reads of an answer only what tells it from a failure. Everything panics that keeps a measurement
+//! from being one: the answer to a failed request is part of the message.
 
-use std::fmt::{self, Write as _};
+mod http1;
+mod http2;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hdrhistogram::Histogram;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsConnector;
@@ -33,16 +36,31 @@ pub struct Target {
     /// All that work for it, also those that no connection goes to.
     pub processes: Vec<u32>,
     pub token: String,
-    tls: TlsConnector,
+    protocol: Protocol,
+    tls: Arc<ClientConfig>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// One POST.
+#[derive(Clone)]
+pub struct Request {
+    pub path: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Bytes,
 }
 
 /// What is sent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Load {
     /// The same again and again.
-    Same(Arc<[u8]>),
-    /// A new key each time; its name begins with this.
-    Create { token: String, prefix: String },
+    Same(Request),
+    /// Another each time, made from a name that no other request of this load is given.
+    New(Arc<dyn Fn(String) -> Request + Send + Sync>),
 }
 
 /// When it is sent.
@@ -59,6 +77,8 @@ pub enum Pace {
 #[derive(Clone, Debug)]
 pub struct Round {
     pub requests: u64,
+    /// With those of the warm-up.
+    pub answered: u64,
     pub seconds: f64,
     pub latency_us: Histogram<u64>,
     /// Of the target's processes.
@@ -79,8 +99,16 @@ impl Target {
             .expect("the provider has it")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let tls = TlsConnector::from(Arc::new(config));
-        Self { addresses, processes, token: token.to_owned(), tls }
+        let (protocol, tls) = (Protocol::Http1, Arc::new(config));
+        Self { addresses, processes, token: token.to_owned(), protocol, tls }
+    }
+
+    /// The same, over HTTP/2.
+    #[must_use]
+    pub fn http2(&self) -> Self {
+        let mut tls = ClientConfig::clone(&self.tls);
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Self { protocol: Protocol::Http2, tls: Arc::new(tls), ..self.clone() }
     }
 
     /// The same, with all connections to one of its addresses.
@@ -91,10 +119,14 @@ impl Target {
 
     /// One request, outside any measurement.
     pub async fn ask<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> T {
-        let request = request(&self.token, path, body);
+        let answer = self.answer(&Request::json(&self.token, path, body)).await;
+        serde_json::from_slice(&answer).expect("the answer is of this type")
+    }
+
+    /// The body of the answer to one request, outside any measurement.
+    pub async fn answer(&self, request: &Request) -> Vec<u8> {
         let mut connection = Connection::open(self, self.addresses[0]).await;
-        connection.exchange(&request).await;
-        serde_json::from_slice(connection.body()).expect("the answer is of this type")
+        connection.exchange(request).await
     }
 
     /// Keeps `connections` busy for so long. Handshakes come before, and so does a warm-up.
@@ -129,13 +161,14 @@ impl Target {
         let server_cpu = cpu::seconds(&self.processes) - server_cpu;
         let load_cpu = cpu::seconds(&own) - load_cpu;
 
-        let mut latency_us = histogram();
+        let (mut latency_us, mut answered) = (histogram(), 0);
         for caller in callers {
-            let seen = caller.await.expect("a caller panics with what it was answered");
+            let (seen, sent) = caller.await.expect("a caller panics with what it was answered");
             latency_us.add(&seen).expect("they are alike");
+            answered += sent;
         }
         let (requests, seconds) = (latency_us.len(), span.as_secs_f64());
-        Round { requests, seconds, latency_us, server_cpu, load_cpu }
+        Round { requests, answered, seconds, latency_us, server_cpu, load_cpu }
     }
 }
 
@@ -148,20 +181,39 @@ impl fmt::Debug for Target {
 impl Load {
     /// The same request to this path again and again.
     pub fn same(target: &Target, path: &str, body: &impl Serialize) -> Self {
-        Self::Same(request(&target.token, path, body).into())
+        Self::Same(Request::json(&target.token, path, body))
+    }
+
+    pub fn new(make: impl Fn(String) -> Request + Send + Sync + 'static) -> Self {
+        Self::New(Arc::new(make))
     }
 }
 
-fn request(token: &str, path: &str, body: &impl Serialize) -> Vec<u8> {
-    let body = serde_json::to_string(body).expect("a request is JSON");
-    let mut request = format!("POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n");
-    if !token.is_empty() {
-        write!(request, "authorization: Bearer {token}\r\n").expect("strings take everything");
+/// Its headers hold the caller's token.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("path", &self.path).finish_non_exhaustive()
     }
-    let length = body.len();
-    write!(request, "content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
-        .expect("strings take everything");
-    request.into_bytes()
+}
+
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Same(request) => f.debug_tuple("Same").field(&request.path).finish(),
+            Self::New(_) => f.write_str("New"),
+        }
+    }
+}
+
+impl Request {
+    pub fn json(token: &str, path: &str, body: &impl Serialize) -> Self {
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        if !token.is_empty() {
+            headers.push(("authorization", format!("Bearer {token}")));
+        }
+        let body = serde_json::to_vec(body).expect("a request is JSON").into();
+        Self { path: path.to_owned(), headers, body }
+    }
 }
 
 struct Schedule {
@@ -187,24 +239,23 @@ impl Schedule {
     }
 }
 
+/// How long each measured request took, and how many there were in all.
 async fn call(
     mut connection: Connection,
     index: usize,
     load: Load,
     schedule: Schedule,
     measured: Range<Instant>,
-) -> Histogram<u64> {
+) -> (Histogram<u64>, u64) {
     let mut latency_us = histogram();
-    for nth in 0_u64.. {
+    let mut answered = 0;
+    loop {
         let Some(since) = schedule.next(measured.end).await else { break };
         match &load {
             Load::Same(request) => connection.exchange(request).await,
-            Load::Create { token, prefix } => {
-                let name = format!("{prefix}-{index}-{nth}");
-                let body = wire::CreateKey { name, ..wire::CreateKey::default() };
-                connection.exchange(&request(token, "/v1/keys", &body)).await;
-            }
-        }
+            Load::New(make) => connection.exchange(&make(format!("{index}-{answered}"))).await,
+        };
+        answered += 1;
         let done = Instant::now();
         // Counted by when it ended, so that a request a second is a request a second.
         if measured.contains(&done) {
@@ -212,17 +263,16 @@ async fn call(
             latency_us.saturating_record(waited.max(1));
         }
     }
-    latency_us
+    (latency_us, answered)
 }
 
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000, 3).expect("three digits over a minute fit")
 }
 
-struct Connection {
-    stream: TlsStream<TcpStream>,
-    answer: Vec<u8>,
-    body: Range<usize>,
+enum Connection {
+    Http1(Box<http1::Connection>),
+    Http2(http2::Connection),
 }
 
 impl Connection {
@@ -230,52 +280,21 @@ impl Connection {
         let stream = TcpStream::connect(address).await.expect("it listens");
         stream.set_nodelay(true).expect("it is TCP");
         let name = ServerName::try_from("127.0.0.1").expect("an address is a name");
-        let stream = target.tls.connect(name, stream).await.expect("it is the one we trust");
-        Self { stream, answer: Vec::with_capacity(16 * 1024), body: 0..0 }
+        let tls = TlsConnector::from(Arc::clone(&target.tls));
+        let stream = tls.connect(name, stream).await.expect("it is the one we trust");
+        match target.protocol {
+            Protocol::Http1 => Self::Http1(Box::new(http1::Connection::new(stream))),
+            Protocol::Http2 => Self::Http2(http2::Connection::new(stream).await),
+        }
     }
 
-    async fn exchange(&mut self, request: &[u8]) {
-        self.stream.write_all(request).await.expect("the connection is kept alive");
-        self.stream.flush().await.expect("the connection is kept alive");
-        self.answer.clear();
-        self.body = loop {
-            let read = self.stream.read_buf(&mut self.answer).await;
-            assert!(read.expect("the connection is kept alive") > 0, "it ended the connection");
-            if let Some(body) = body(&self.answer).filter(|body| self.answer.len() >= body.end) {
-                break body;
-            }
-        };
-        let good = self.answer.starts_with(b"HTTP/1.1 20");
-        assert!(good, "it answers {}", String::from_utf8_lossy(&self.answer));
-    }
-
-    fn body(&self) -> &[u8] {
-        &self.answer[self.body.clone()]
+    /// The body of the answer.
+    async fn exchange(&mut self, request: &Request) -> Vec<u8> {
+        match self {
+            Self::Http1(connection) => connection.exchange(request).await,
+            Self::Http2(connection) => connection.exchange(request).await,
+        }
     }
 }
 
-/// Where the body is or will be, when the head is there.
-fn body(answer: &[u8]) -> Option<Range<usize>> {
-    const LENGTH: &[u8] = b"\r\ncontent-length: ";
-    let start = find(answer, b"\r\n\r\n")? + 4;
-    let head = &answer[..start];
-    let digits = head.get(find(head, LENGTH)? + LENGTH.len()..)?;
-    let length = digits.iter().take_while(|digit| digit.is_ascii_digit());
-    let length = length.fold(0, |length, digit| length * 10 + usize::from(digit - b'0'));
-    Some(start..start + length)
-}
-
-fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
-    bytes.windows(what.len()).position(|window| window == what)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::body;
-
-    #[test]
-    fn the_end_of_an_answer_is_known_from_its_head() {
-        assert_eq!(body(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"), None);
-        assert_eq!(body(b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\nx: y\r\n\r\n{"), Some(45..57));
-    }
-}
+type Stream = TlsStream<TcpStream>;

@@ -71,7 +71,7 @@ impl Row {
             requests: latency_us.len(),
             rate: Spread::of(rounds.iter().map(rate)),
             server_cpu_us: Spread::of(rounds.iter().map(server_cpu_us)),
-            load_cpu_us: Spread::of(rounds.iter().map(|r| each_us(r, r.load_cpu))),
+            load_cpu_us: Spread::of(rounds.iter().map(load_cpu_us)),
             p50_us: at(0.5),
             p99_us: at(0.99),
             p999_us: at(0.999),
@@ -86,6 +86,11 @@ pub fn rate(round: &Round) -> f64 {
 
 pub fn server_cpu_us(round: &Round) -> f64 {
     each_us(round, round.server_cpu)
+}
+
+/// Of the load.
+pub fn load_cpu_us(round: &Round) -> f64 {
+    each_us(round, round.load_cpu)
 }
 
 fn each_us(round: &Round, seconds: f64) -> f64 {

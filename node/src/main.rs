@@ -29,6 +29,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Config;
 
+/// A change is hundreds of small allocations on each replica, many of them freed by another thread:
+/// glibc's allocator took a sixth of a node's processor time (benches/src/bin/create-rate.rs).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A key management service that runs as a Raft cluster; every node has its own HSM slot.
 #[derive(Debug, Parser)]
 #[command(name = "strongroom", version)]

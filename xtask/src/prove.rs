@@ -25,6 +25,16 @@ struct Proof {
     /// The full size.
     #[serde(default)]
     sizes: BTreeMap<String, String>,
+    /// What it needs that the tests do not.
+    #[serde(default)]
+    needs: Vec<Need>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Need {
+    /// Named to the proof as `ETCD_BIN`.
+    Etcd,
 }
 
 pub(crate) fn list() -> Outcome {
@@ -59,6 +69,11 @@ pub(crate) fn prove(name: &str, overrides: &[String]) -> Outcome {
     let mut counts = Counts::default();
     let mut command = cargo(&[]);
     command.args(&proof.cargo).envs(&proof.sizes).env("STRONGROOM_BIN", binary);
+    for need in &proof.needs {
+        match need {
+            Need::Etcd => command.env("ETCD_BIN", tools::etcd()?),
+        };
+    }
     let start = Instant::now();
     run_seeing(&mut command, |line| {
         counts.add(line);

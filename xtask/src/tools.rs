@@ -1,8 +1,8 @@
 //! Programs that are not part of the Rust toolchain, found or installed.
 //!
 //! What can be kept apart from the machine goes into a cache folder of ours and is pinned to a
-//! version. Only the software HSM comes from the system's packages, because PKCS#11 modules are
-//! libraries that belong to the system.
+//! version. Only the software HSM is installed from the system's packages, because PKCS#11 modules
+//! are libraries that belong to the system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,6 +55,33 @@ pub(crate) fn python() -> Outcome<PathBuf> {
         fs::write(&installed, wanted)?;
     }
     Ok(python)
+}
+
+/// etcd as the system's packages have it, which a proof compares with. Where it is not installed
+/// its package is only unpacked, so that no service of that name is started on this machine.
+pub(crate) fn etcd() -> Outcome<PathBuf> {
+    if on_path("etcd") {
+        return Ok("etcd".into());
+    }
+    let home = cache()?.join("etcd");
+    let etcd = home.join("unpacked/usr/bin/etcd");
+    if !etcd.is_file() {
+        println!("Unpacking etcd-server into {}", home.display());
+        let by_hand = |Failure(why): Failure| {
+            Failure(format!("{why}\nInstall etcd (Debian and Ubuntu: etcd-server) and try again"))
+        };
+        if home.exists() {
+            fs::remove_dir_all(&home)?;
+        }
+        fs::create_dir_all(&home)?;
+        let mut download = program("apt-get", &["download", "-q", "etcd-server"]);
+        run(download.current_dir(&home)).map_err(by_hand)?;
+        let package = fs::read_dir(&home)?.next().transpose()?;
+        let package = package.ok_or_else(|| Failure("apt-get downloaded nothing".into()))?.path();
+        let mut unpack = program("dpkg-deb", &["--extract"]);
+        run(unpack.arg(package).arg(home.join("unpacked"))).map_err(by_hand)?;
+    }
+    Ok(etcd)
 }
 
 /// `SoftHSM` 2, which the PKCS#11 tests run against.

@@ -5,17 +5,18 @@
 //! `strongroom` is found as the chaos tests find it: `STRONGROOM_BIN`, or beside this one.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::net::SocketAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
 use benches::bare::{self, Bare};
+use benches::cluster::{create, size, target};
 use benches::load::{Load, Pace, Round, Target};
 use benches::report::{Row, Spread, rate, server_cpu_us, table};
 use chaos_tests::dev_cluster::{DevCluster, Hsm, Plan, Wire};
-use serde::Deserialize;
 use wire::{Bytes64, Ciphertext, CreateKey, Decrypt, Encrypt, Key, Plaintext, SecretBase64};
+
+/// The bare handler is this program: it gets the allocator that the service has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const SERVE: &str = "bare";
 const NAME: &str = "bench";
@@ -44,11 +45,11 @@ async fn main() {
     let one = DevCluster::start(&plan(1)).await;
     let three = DevCluster::start(&plan(3)).await;
     let leader = three.leader().await;
-    let three_any = cluster(&three);
+    let three_any = target(&three);
     let three_leader = three_any.only(leader);
     let subjects = [
         ("bare", Target::new(vec![bare.address], vec![bare.process()], "", &bare.ca)),
-        ("one node", cluster(&one)),
+        ("one node", target(&one)),
         ("three nodes", three_any),
         ("three nodes, leader asked", three_leader),
     ];
@@ -67,7 +68,7 @@ async fn main() {
         plan.push((format!("encrypt at {}/s, {name}", sizes.open_rate), target, encrypt, open));
     }
     for (name, target) in &subjects[1..3] {
-        let load = Load::Create { token: target.token.clone(), prefix: String::new() };
+        let load = create(target, "");
         plan.push((format!("create, {name}"), target, load, Pace::Closed));
     }
 
@@ -75,10 +76,8 @@ async fn main() {
     for number in 0..sizes.rounds {
         for (subject, target, load, pace) in &plan {
             let load = match load {
-                Load::Create { token, .. } => {
-                    Load::Create { token: token.clone(), prefix: format!("round{number}") }
-                }
-                same @ Load::Same(_) => same.clone(),
+                Load::New(_) => create(target, &format!("round{number}")),
+                Load::Same(request) => Load::Same(request.clone()),
             };
             let span = Duration::from_secs_f64(sizes.seconds);
             let round = target.drive(&load, *pace, sizes.connections, span).await;
@@ -133,31 +132,4 @@ async fn uses(target: &Target, bytes: usize) -> (Load, Load) {
 
 fn plan(nodes: usize) -> Plan {
     Plan { nodes, hsm: Hsm::Embedded, zones: &[], wire: Wire::Direct }
-}
-
-fn cluster(cluster: &DevCluster) -> Target {
-    #[derive(Deserialize)]
-    struct Description {
-        nodes: Vec<Process>,
-    }
-    #[derive(Deserialize)]
-    struct Process {
-        pid: u32,
-    }
-    let description = fs::read(cluster.folder().join("data/cluster.json")).expect("it is there");
-    let Description { nodes } = serde_json::from_slice(&description).expect("it has the processes");
-    let addresses = cluster.nodes.iter().map(|node| address(&node.address)).collect();
-    let processes = nodes.iter().map(|process| process.pid).collect();
-    let ca = fs::read_to_string(&cluster.ca).expect("the CA is a file");
-    Target::new(addresses, processes, &cluster.token, &ca)
-}
-
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("dev listens on 127.0.0.1")
-}
-
-fn size<T: FromStr>(name: &str, small: T) -> T {
-    std::env::var(name).map_or(small, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{name} is a number, got {text}"))
-    })
 }
