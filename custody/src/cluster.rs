@@ -124,7 +124,7 @@ pub fn run(
     options: &Options,
     stop: &watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
-    custody.cluster_state().roster.attach(custody.replica().clone());
+    custody.cluster_state().roster.attach(custody.replica().state());
     if let Some(schedule) = &options.schedule {
         custody.configure_backups(schedule.clone());
     }

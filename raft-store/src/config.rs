@@ -75,4 +75,6 @@ impl Config {
 /// Where members are to be found now: from the state and, for a joiner, from what it was told.
 pub trait Addresses: Send + Sync + 'static {
     fn peer_address(&self, node: NodeId) -> Option<String>;
+    /// All that an address may be known of; this node may be among them.
+    fn members(&self) -> Vec<NodeId>;
 }

@@ -24,6 +24,13 @@ pub enum OpenError {
     Format { dir: PathBuf, newer: NewerFormat },
     #[error("{} has format {found}, this program reads format {supported}", file.display())]
     NewerFile { file: PathBuf, found: u32, supported: u32 },
+    /// Part of the log or the vote is gone, without a trace on this disk.
+    #[error(
+        "this node has lost what it promised. {knows} knows: {what}. The log was put back from an \
+         older copy, or its end was damaged. It may neither vote nor acknowledge any more: remove \
+         this member and let it rejoin, empty, under a new id; or put back the undamaged disk"
+    )]
+    WentBack { knows: String, what: String },
     /// The state is damaged or lost, and nothing on this node can rebuild it.
     #[error(
         "the state can not be rebuilt here: {why}. The log and the vote are whole. Remove this \

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use domain::NodeId;
@@ -13,19 +13,25 @@ use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 
 use crate::codec::{decode, encode};
+use crate::fatal;
 use crate::files::Writer;
 use crate::network::{Message, SnapshotHeader};
+use crate::promises::{Kept, Promised, Promises};
 use crate::room::Room;
 use crate::snapshots::{Built, Shelf, in_background};
 use crate::types::{Raft, TypeConfig};
 
-/// Answers the lanes `Raft` and `Snapshot`; to be mounted in the node's `peers::Service`.
+/// Answers the lanes `Raft` and `Snapshot`; to be mounted in the node's `peers::Service`. Until Raft
+/// runs it answers only what others want to know before they start themselves.
 #[derive(Clone)]
 pub struct Handler {
-    raft: Raft,
-    shelf: Arc<Shelf>,
-    room: Arc<Room>,
-    uploads: Arc<Uploads>,
+    pub(crate) raft: Arc<OnceLock<Raft>>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) room: Arc<Room>,
+    pub(crate) uploads: Arc<Uploads>,
+    pub(crate) promises: Arc<Promises>,
+    pub(crate) kept: Kept,
+    pub(crate) fatal: fatal::Fatal,
 }
 
 /// One snapshot is taken in at a time, so that they take the room of one. The newest upload goes
@@ -55,43 +61,73 @@ impl std::fmt::Debug for Handler {
 }
 
 impl Handler {
-    pub(crate) fn new(
-        raft: Raft,
-        shelf: Arc<Shelf>,
-        room: Arc<Room>,
-        uploads: Arc<Uploads>,
-    ) -> Self {
-        Self { raft, shelf, room, uploads }
-    }
-
     /// One request of the lane `Raft`.
     pub async fn call(&self, from: NodeId, request: Bytes) -> Result<Bytes, Refusal> {
         let message: Message = decode(&request).map_err(|error| invalid(&error))?;
         match message {
             Message::Append(append) => {
-                vouched(from, append.vote.leader_id().voted_for)?;
+                self.admit(from, append.vote.leader_id().voted_for)?;
+                self.promises.voted(from, &append.vote);
+                self.promises.holds(from, append.leader_commit);
                 // A heartbeat is taken whatever the disk is like: nobody needs another leader.
                 if !append.entries.is_empty() && !self.room.take(request.len() as u64) {
                     return Err(Refusal::StorageFull);
                 }
                 answer::<AppendEntriesResponse<TypeConfig>, _>(
-                    self.raft.append_entries(append).await,
+                    self.raft()?.append_entries(append).await,
                 )
             }
             Message::Vote(request) => {
-                vouched(from, request.vote.leader_id().voted_for)?;
-                answer::<VoteResponse<TypeConfig>, _>(self.raft.vote(request).await)
+                self.admit(from, request.vote.leader_id().voted_for)?;
+                self.promises.voted(from, &request.vote);
+                answer::<VoteResponse<TypeConfig>, _>(self.raft()?.vote(request).await)
             }
             Message::PreVote(request) => {
-                vouched(from, request.vote.leader_id().voted_for)?;
-                answer::<VoteResponse<TypeConfig>, _>(self.raft.pre_vote(request).await)
+                self.admit(from, request.vote.leader_id().voted_for)?;
+                answer::<VoteResponse<TypeConfig>, _>(self.raft()?.pre_vote(request).await)
             }
             Message::TransferLeader(request) => {
-                vouched(from, request.from_leader().leader_id().voted_for)?;
-                answer::<_, Fatal<TypeConfig>>(self.raft.handle_transfer_leader(request).await)
+                self.admit(from, request.from_leader().leader_id().voted_for)?;
+                answer::<_, Fatal<TypeConfig>>(self.raft()?.handle_transfer_leader(request).await)
             }
             Message::Room => Ok(encode(&self.room.storage()).into()),
+            Message::Promised => {
+                // It does not start if it lacks any of it.
+                self.promises.lift(from);
+                Ok(encode(&self.promises.of(from)).into())
+            }
+            Message::Remind(promised) => Ok(encode(&self.keeps(from, &promised)).into()),
         }
+    }
+
+    /// Whether this node holds what another one says that it has promised. If not, it has lost it
+    /// and must stop.
+    fn keeps(&self, from: NodeId, promised: &Promised) -> bool {
+        let broken = self.kept.breaks(promised);
+        if let Some(what) = &broken {
+            self.fatal.raise(format!(
+                "this node has lost what it promised. Node {from} knows: {what}. It may neither \
+                 vote nor acknowledge any more: remove this member and let it rejoin, empty, under \
+                 a new id"
+            ));
+        }
+        broken.is_none()
+    }
+
+    fn raft(&self) -> Result<&Raft, Refusal> {
+        self.raft.get().ok_or_else(|| Refusal::Unavailable("the replica is starting".into()))
+    }
+
+    /// The wire proves who speaks; a member may not speak for another, nor one that broke its word
+    /// for itself.
+    fn admit(&self, from: NodeId, claimed: u64) -> Result<(), Refusal> {
+        if from.0 != claimed {
+            return Err(Refusal::Denied(format!("node {from} speaks as node {claimed}")));
+        }
+        if self.promises.is_fenced(from) {
+            return Err(Refusal::Denied("it lacks entries that it had acknowledged".into()));
+        }
+        Ok(())
     }
 
     /// One upload of the lane `Snapshot`: written aside, read back, then installed.
@@ -102,7 +138,7 @@ impl Handler {
         mut body: Incoming,
     ) -> Result<Bytes, Refusal> {
         let header: SnapshotHeader = decode(&header).map_err(|error| invalid(&error))?;
-        vouched(from, header.vote.leader_id().voted_for)?;
+        self.admit(from, header.vote.leader_id().voted_for)?;
         let mut newest = self.uploads.newest.subscribe();
         let mut mine = 0;
         self.uploads.newest.send_modify(|number| {
@@ -162,16 +198,8 @@ impl Handler {
         }
         let meta = file.meta.clone();
         let snapshot = Built { meta, snapshot: file };
-        answer(self.raft.install_full_snapshot(header.vote, snapshot).await)
+        answer(self.raft()?.install_full_snapshot(header.vote, snapshot).await)
     }
-}
-
-/// The wire proves who speaks; a member may not speak for another.
-fn vouched(from: NodeId, claimed: u64) -> Result<(), Refusal> {
-    if from.0 == claimed {
-        return Ok(());
-    }
-    Err(Refusal::Denied(format!("node {from} speaks as node {claimed}")))
 }
 
 fn answer<T: Serialize, E: Into<Stop>>(answered: Result<T, E>) -> Result<Bytes, Refusal> {

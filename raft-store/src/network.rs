@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::codec::{decode, encode};
 use crate::config::Addresses;
 use crate::files::Stream;
+use crate::promises::{Kept, Promised, Promises};
 use crate::room::{Room, Storage};
 use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
@@ -35,6 +36,10 @@ pub(crate) enum Message {
     TransferLeader(TransferLeaderRequest<TypeConfig>),
     /// Asks how the disk is; the answer is a [`Storage`](crate::Storage).
     Room,
+    /// What has the asking node promised, as far as the asked one knows? Answered with [`Promised`].
+    Promised,
+    /// This the asked node has promised. Answered with whether it holds it; if not, it stops.
+    Remind(Promised),
 }
 
 /// What goes before the bytes of a snapshot.
@@ -60,6 +65,8 @@ pub(crate) struct Network {
     pub(crate) addresses: Arc<dyn Addresses>,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) room: Arc<Room>,
+    pub(crate) promises: Arc<Promises>,
+    pub(crate) kept: Kept,
 }
 
 impl Network {
@@ -105,6 +112,28 @@ impl Connection {
         decode(&answer).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
 
+    /// The fence. A member that lacks what it had acknowledged is not sent to, and nothing that it
+    /// says reaches Raft: a conflict below an acknowledgement is a thing that openraft rules out
+    /// (it would repeat the same message without end, or panic where assertions are on). What the
+    /// member acknowledged before counts on as that of a member that is gone for good, which is what
+    /// it is to become: it is told, and stops.
+    async fn pass_the_fence(&self, within: Duration) -> CallResult<()> {
+        let (promises, node) = (&self.network.promises, NodeId(self.target));
+        if !promises.is_fenced(node) {
+            return Ok(());
+        }
+        if self.call::<bool>(&Message::Remind(promises.of(node)), within).await? {
+            promises.lift(node);
+            return Ok(());
+        }
+        Err(self.broke_its_word())
+    }
+
+    fn broke_its_word(&self) -> RPCError<TypeConfig> {
+        let what = format!("node {} lacks entries that it had acknowledged", self.target);
+        RPCError::Unreachable(Unreachable::new(&AnyError::error(what)))
+    }
+
     fn address(&self) -> Result<String, Unreachable<TypeConfig>> {
         let address = self.network.addresses.peer_address(NodeId(self.target));
         address.ok_or_else(|| {
@@ -119,15 +148,41 @@ impl RaftNetworkV2<TypeConfig> for Connection {
 
     async fn append_entries(
         &mut self,
-        request: AppendEntriesRequest<TypeConfig>,
+        mut request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> CallResult<AppendEntriesResponse<TypeConfig>> {
+        self.pass_the_fence(option.hard_ttl()).await?;
         let within = if request.entries.is_empty() {
             option.hard_ttl()
         } else {
             option.hard_ttl().max(APPEND_PATIENCE)
         };
-        self.call(&Message::Append(request), within).await
+        // What this node tells as committed it also holds, so the others know that of it.
+        request.leader_commit = self.network.kept.durable(request.leader_commit);
+        let (vote, before, committed) = (request.vote, request.prev_log_id, request.leader_commit);
+        let last = request.entries.last().map(|entry| entry.log_id).or(before);
+        let answer = self.call(&Message::Append(request), within).await?;
+        let (promises, node) = (&self.network.promises, NodeId(self.target));
+        match (&answer, before) {
+            (AppendEntriesResponse::Success, _) => promises.accepted(node, &vote, last, committed),
+            (AppendEntriesResponse::PartialSuccess(last), _) => {
+                promises.accepted(node, &vote, *last, committed);
+            }
+            (AppendEntriesResponse::Conflict, Some(before))
+                if !promises.may_lack(node, &vote, &before) =>
+            {
+                promises.fence(node);
+                metrics::counter!("strongroom_fenced_members_total").increment(1);
+                tracing::error!(
+                    %node,
+                    index = before.index(),
+                    "a member lacks an entry that it had acknowledged: nothing it says counts"
+                );
+                return Err(self.broke_its_word());
+            }
+            (AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_), _) => {}
+        }
+        Ok(answer)
     }
 
     async fn vote(
@@ -135,7 +190,12 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> CallResult<VoteResponse<TypeConfig>> {
-        self.call(&Message::Vote(request), option.hard_ttl()).await
+        let node = NodeId(self.target);
+        self.pass_the_fence(option.hard_ttl()).await?;
+        let answer: VoteResponse<_> = self.call(&Message::Vote(request), option.hard_ttl()).await?;
+        // Granted or not, this is its vote, and on its disk.
+        self.network.promises.voted(node, &answer.vote);
+        Ok(answer)
     }
 
     // Not optional: openraft's default grants.
@@ -144,6 +204,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> CallResult<VoteResponse<TypeConfig>> {
+        self.pass_the_fence(option.hard_ttl()).await?;
         self.call(&Message::PreVote(request), option.hard_ttl()).await
     }
 
@@ -154,7 +215,9 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        self.pass_the_fence(PACE.chunk).await?;
         let address = self.address()?;
+        let last = snapshot.meta.last_log_id;
         let (shelf, path) = (Arc::clone(&self.network.shelf), snapshot.snapshot.path);
         let file = in_background(move || Stream::over(shelf.disk().open(&path)?)).await;
         let file = file.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))?;
@@ -165,7 +228,12 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             answer = sent => {
                 let answer = answer.map_err(|error| told(&error))?;
                 metrics::counter!("strongroom_snapshot_sends_total").increment(1);
-                decode(&answer).map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))
+                let answer: SnapshotResponse<TypeConfig> = decode(&answer)
+                    .map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))?;
+                if answer.vote.leader_id() == vote.leader_id() {
+                    self.network.promises.holds(NodeId(self.target), last);
+                }
+                Ok(answer)
             }
         }
     }

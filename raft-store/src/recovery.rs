@@ -2,7 +2,10 @@
 //!
 //! In this order: nobody else is at it; it is this replica's; the log and the vote are whole, or
 //! the node does not start; the snapshots are whole, or go to the quarantine; the state is whole and
-//! reaches the log, or is built anew.
+//! reaches the log, or is built anew; and the others, as far as they can be reached, know of nothing
+//! that this node promised and lacks ([`compare`]).
+
+mod compare;
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -10,8 +13,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::NodeId;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::compare::compare;
 use crate::config::Config;
 use crate::error::OpenError;
 use crate::fatal::Fatal;
@@ -46,6 +51,9 @@ pub struct RecoveryReport {
     /// The state stands here; the log goes on to `last_log_index`.
     pub applied_index: u64,
     pub last_log_index: u64,
+    /// The members that could be asked what this node had promised them, and that know of nothing
+    /// that it lacks.
+    pub compared_with: Vec<NodeId>,
 }
 
 /// What a replica is built of.
@@ -87,6 +95,7 @@ pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError
         trimmed_log_bytes: 0,
         applied_index,
         last_log_index: 0,
+        compared_with: Vec::new(),
     })
 }
 
@@ -104,14 +113,16 @@ pub(crate) fn open(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> 
     let (log, recovered) = wal::Log::open(&dir.join("log"), log_options(config))?;
     let (generations, shelf) = prepare(config)?;
     let purged = recovered.purged.as_ref().map_or(0, |purged| purged.index);
-    // Here a node that can reach peers will compare what they know it acknowledged or voted.
     let (loaded, path, quarantined) = open_state(&generations, &shelf, purged)?;
+    let last_log_index = recovered.last.map_or(0, |(index, _)| index);
+    check_reach(&loaded, &shelf, last_log_index)?;
     assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
         path,
         quarantined,
         trimmed_log_bytes: recovered.trimmed_bytes,
         applied_index,
-        last_log_index: recovered.last.map_or(0, |(index, _)| index),
+        last_log_index,
+        compared_with: Vec::new(),
     })
 }
 
@@ -217,6 +228,19 @@ fn open_state(
     moved.map_err(OpenError::io(generations.path(number)))?;
     let (loaded, path) = rebuild(generations, shelf, purged, &why)?;
     Ok((loaded, path, Some(why)))
+}
+
+/// Nothing is applied before the log holds it durably, so a state beyond the log says that the log
+/// has lost something; unless a crash came between the installation of a leader's snapshot and the
+/// purge that follows it.
+fn check_reach(loaded: &Loaded, shelf: &Shelf, last_log_index: u64) -> Result<(), OpenError> {
+    let applied = loaded.note.index();
+    let installed = || shelf.all().iter().any(|snapshot| snapshot.index() == applied);
+    if applied <= last_log_index || installed() {
+        return Ok(());
+    }
+    let what = format!("entry {applied} was applied, and the log ends at {last_log_index}");
+    Err(OpenError::WentBack { knows: "its own state".into(), what })
 }
 
 fn rebuild(

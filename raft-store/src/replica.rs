@@ -13,9 +13,9 @@ use openraft::errors::{
     ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
 };
 use openraft::impls::ProgressResponder;
-use openraft::{ChangeMembers, Instant as _, LinearizerOption, ServerState, SnapshotPolicy};
+use openraft::{ChangeMembers, Instant as _, LinearizerOption, ServerState};
 use peers::Peers;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -25,39 +25,34 @@ use crate::error::{
     BarrierError, MembershipError, OpenError, ProposeError, SnapshotError, TransferError,
 };
 use crate::fatal::Fatal;
-use crate::handler::{Handler, Uploads};
-use crate::housekeeping::{Housekeeping, Leader, watch_raft};
-use crate::log_store::LogStore;
-use crate::network::Network;
-use crate::recovery::{self, Opened, RecoveryReport};
+use crate::handler::Handler;
+use crate::housekeeping::Leader;
+use crate::recovered::{Recovered, Threads};
+use crate::recovery::RecoveryReport;
 use crate::room::{Room, Storage};
 use crate::snapshots::{Shelf, in_background, snapshot_estimate};
-use crate::state::{LogWeight, StateMachine, Store, View};
+use crate::state::{State, Store, View};
 use crate::status::{Role, StateDigest, Status};
 use crate::types::{CommittedLeader, Proposal, Raft, TypeConfig, index_of};
 
-/// Raft's own threads: whatever the API is busy with, heartbeats go out.
-const RAFT_THREADS: usize = 2;
-
 /// One replica. Clones are the same one; it ends with [`Replica::stop`] or the last clone.
 #[derive(Clone)]
-pub struct Replica(Arc<Inner>);
+pub struct Replica(pub(crate) Arc<Inner>);
 
-struct Inner {
-    node: NodeId,
-    raft: Raft,
-    log: wal::Log,
-    store: Arc<Store>,
-    shelf: Arc<Shelf>,
-    room: Arc<Room>,
-    uploads: Arc<Uploads>,
-    leader: watch::Receiver<Leader>,
-    fatal: Fatal,
-    recovery: RecoveryReport,
-    runtime: Mutex<Option<Runtime>>,
-    handle: Handle,
+pub(crate) struct Inner {
+    pub(crate) node: NodeId,
+    pub(crate) raft: Raft,
+    pub(crate) log: wal::Log,
+    pub(crate) store: Arc<Store>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) room: Arc<Room>,
+    pub(crate) handler: Handler,
+    pub(crate) leader: watch::Receiver<Leader>,
+    pub(crate) fatal: Fatal,
+    pub(crate) recovery: RecoveryReport,
+    pub(crate) threads: Threads,
     /// Held as long as anything here may write; the last to go.
-    lock: Mutex<Option<File>>,
+    pub(crate) lock: Mutex<Option<File>>,
 }
 
 /// A command that is in the log of a quorum and was applied here.
@@ -76,7 +71,8 @@ impl Replica {
         peers: Peers,
         addresses: Arc<dyn Addresses>,
     ) -> Result<Self, OpenError> {
-        Ok(Self::start(config, peers, addresses, recovery::create).await?.0)
+        let created = Recovered::create(config, peers, addresses).await?;
+        Ok(created.start().await?.0)
     }
 
     /// Brings a replica back from its directory, or says why it may not start.
@@ -85,23 +81,23 @@ impl Replica {
         peers: Peers,
         addresses: Arc<dyn Addresses>,
     ) -> Result<(Self, RecoveryReport), OpenError> {
-        Self::start(config, peers, addresses, recovery::open).await
+        Recovered::open(config, peers, addresses).await?.start().await
     }
 
     /// What the node mounts behind its `peers::Service`, for the lanes `Raft` and `Snapshot`.
     pub fn handler(&self) -> Handler {
-        Handler::new(
-            self.0.raft.clone(),
-            Arc::clone(&self.0.shelf),
-            Arc::clone(&self.0.room),
-            Arc::clone(&self.0.uploads),
-        )
+        self.0.handler.clone()
+    }
+
+    /// The records, for those that outlive or precede this handle.
+    pub fn state(&self) -> State {
+        State(Arc::clone(&self.0.store))
     }
 
     /// Raft's own threads. Serving the peers' wire there keeps heartbeats from waiting behind the
     /// API.
     pub fn runtime(&self) -> Handle {
-        self.0.handle.clone()
+        self.0.threads.handle()
     }
 
     /// Makes this replica a cluster of one, and returns when it leads.
@@ -382,108 +378,10 @@ impl Replica {
     /// Ends everything as a killed process would: nothing is flushed, nobody is told.
     #[cfg(test)]
     pub(crate) fn abandon(self) {
-        let runtime = self.0.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(runtime) = runtime {
-            // Blocking is what is wanted here: afterwards none of its tasks runs.
-            std::thread::spawn(move || drop(runtime)).join().expect("it ends");
-        }
+        self.0.threads.join();
         self.0.store.close();
         self.0.log.clone().close().expect("it closes");
         self.0.end();
-    }
-
-    async fn start(
-        config: Config,
-        peers: Peers,
-        addresses: Arc<dyn Addresses>,
-        recover: fn(&Config, &Fatal) -> Result<Opened, OpenError>,
-    ) -> Result<(Self, RecoveryReport), OpenError> {
-        let fatal = Fatal::new();
-        let (config, opened) = {
-            let fatal = fatal.clone();
-            let recovered = tokio::task::spawn_blocking(move || {
-                let opened = enough_to_start(&config).and_then(|()| recover(&config, &fatal));
-                (config, opened)
-            });
-            recovered.await.map_err(|error| OpenError::Raft(error.to_string()))?
-        };
-        let Opened { lock, log, store, shelf, report } = opened?;
-        let path = serde_json::to_value(report.path).ok();
-        let path = path.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
-        metrics::gauge!("strongroom_recovery_path", "path" => path.to_owned()).set(1.0);
-        tracing::info!(?report, "the replica is recovered");
-
-        let room = Room::new(&config.dir, Arc::clone(&config.space), config.reserve_bytes);
-        let room = Arc::new(room.map_err(OpenError::io(&config.dir))?);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(RAFT_THREADS)
-            .thread_name("raft")
-            .enable_all()
-            .build()
-            .map_err(OpenError::io(&config.dir))?;
-        let handle = runtime.handle().clone();
-        let weight = Arc::new(LogWeight::default());
-        let snapshot = shelf.newest().map_or(0, |file| file.index());
-        let since = log.entry_sizes(snapshot + 1..=store.note().index());
-        weight.add(since.iter().map(|(_, bytes)| *bytes as u64).sum());
-
-        let machine = StateMachine::new(
-            Arc::clone(&store),
-            Arc::clone(&shelf),
-            Some(log.clone()),
-            Arc::clone(&weight),
-            Arc::clone(&room),
-            config.format_max,
-        );
-        let log_store = LogStore::new(log.clone(), Some(Arc::clone(&store)));
-        let network =
-            Network { peers, addresses, shelf: Arc::clone(&shelf), room: Arc::clone(&room) };
-        let asker = network.clone();
-        let raft_config = Arc::new(raft_config(&config)?);
-        let node = config.node;
-        let started = handle.spawn(async move {
-            Raft::new(node.0, raft_config, network, log_store, machine).await
-        });
-        let started = started.await.map_err(|error| OpenError::Raft(error.to_string()))?;
-        let raft = match started {
-            Ok(raft) => raft,
-            Err(error) => {
-                runtime.shutdown_background();
-                return Err(OpenError::Raft(error.to_string()));
-            }
-        };
-
-        let (tell_leader, leader) = watch::channel(None);
-        let room_of_leader = Arc::clone(&room);
-        handle.spawn(watch_raft(raft.clone(), tell_leader, room_of_leader, fatal.clone()));
-        let housekeeping = Housekeeping {
-            raft: raft.clone(),
-            log: log.clone(),
-            store: Arc::clone(&store),
-            shelf: Arc::clone(&shelf),
-            weight,
-            room: Arc::clone(&room),
-            network: asker,
-            snapshot_log_bytes: config.snapshot_log_bytes,
-            interval: config.housekeeping,
-        };
-        handle.spawn(housekeeping.run());
-        let inner = Inner {
-            node,
-            raft,
-            log,
-            store,
-            shelf,
-            room,
-            uploads: Arc::default(),
-            leader,
-            fatal,
-            recovery: report.clone(),
-            runtime: Mutex::new(Some(runtime)),
-            handle,
-            lock: Mutex::new(Some(lock)),
-        };
-        Ok((Self(Arc::new(inner)), report))
     }
 
     /// Runs to its end even if the caller does not wait: half a change is a joint configuration.
@@ -498,8 +396,11 @@ impl Replica {
             return Err(MembershipError::Refused("the disk is full".into()));
         }
         let raft = self.0.raft.clone();
-        let change =
-            self.0.handle.spawn(async move { raft.change_membership(members, retain).await });
+        let change = self
+            .0
+            .threads
+            .handle()
+            .spawn(async move { raft.change_membership(members, retain).await });
         let changed = timeout_at(deadline, change).await;
         let changed = changed.map_err(|_| MembershipError::Unknown("the deadline passed"))?;
         match changed.map_err(|_| MembershipError::Stopped)? {
@@ -597,51 +498,15 @@ impl fmt::Debug for Replica {
 
 impl Inner {
     fn end(&self) {
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(runtime) = runtime {
-            runtime.shutdown_background();
-        }
+        self.threads.end();
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // A runtime may not be waited for where asynchronous code runs.
         self.end();
     }
-}
-
-/// Recovery writes markers and may build a state anew. Where there is no room for anything it is not
-/// begun: a write that fails in the midst of it looks like damage.
-fn enough_to_start(config: &Config) -> Result<(), OpenError> {
-    const PART_OF_RESERVE: u64 = 32;
-    let (dir, needed) = (config.dir.clone(), config.reserve_bytes / PART_OF_RESERVE);
-    let free = config.space.free_bytes(&dir).map_err(OpenError::io(&dir))?;
-    if free < needed { Err(OpenError::StorageFull { dir, free, needed }) } else { Ok(()) }
-}
-
-fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    openraft::Config {
-        cluster_name: config.cluster.to_string(),
-        heartbeat_interval: millis(config.heartbeat),
-        // Every heartbeat goes out, so that a follower's silence means something.
-        heartbeat_min_interval: Some(0),
-        election_timeout_min: millis(config.election_min),
-        // It is the leader's lease as well.
-        election_timeout_max: millis(config.election_max),
-        enable_pre_vote: Some(true),
-        // A message is bounded by bytes, in `LogStore`.
-        max_payload_entries: 1024,
-        // Snapshots and purges are ours to decide: by bytes, and by what is kept of them.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        backoff: "20ms 40ms 80ms ...500ms".into(),
-        ..openraft::Config::default()
-    }
-    .validate()
-    .map_err(|error| OpenError::Config(error.to_string()))
 }
 
 fn role(state: ServerState) -> Role {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{OnceLock, RwLock};
 
 use domain::{Member, NodeId, Standing, Statement, view};
-use raft_store::Replica;
+use raft_store::State;
 
 use super::operators::{self, Pinned};
 
@@ -20,7 +20,7 @@ use super::operators::{self, Pinned};
 pub struct Roster {
     me: NodeId,
     pinned: Pinned,
-    replica: OnceLock<Replica>,
+    state: OnceLock<State>,
     seeds: Vec<Member>,
     introduced: RwLock<BTreeMap<NodeId, Member>>,
     known: RwLock<Known>,
@@ -49,17 +49,17 @@ impl Roster {
         Self {
             me,
             pinned,
-            replica: OnceLock::new(),
+            state: OnceLock::new(),
             seeds,
             introduced: RwLock::default(),
             known: RwLock::new(known),
         }
     }
 
-    /// From here on the state of this replica is asked. The replica needs the roster to exist, so it
-    /// comes second.
-    pub fn attach(&self, replica: Replica) {
-        let _ = self.replica.set(replica);
+    /// From here on the replica's state is asked. The replica needs the roster to exist, so it comes
+    /// second.
+    pub fn attach(&self, state: State) {
+        let _ = self.state.set(state);
     }
 
     pub fn pinned(&self) -> &Pinned {
@@ -90,8 +90,8 @@ impl Roster {
     }
 
     fn known<T>(&self, see: impl FnOnce(&Known) -> T) -> T {
-        if let Some(replica) = self.replica.get() {
-            self.refresh(replica);
+        if let Some(state) = self.state.get() {
+            self.refresh(state);
         }
         see(&read(&self.known))
     }
@@ -114,8 +114,8 @@ impl Roster {
     }
 
     /// Nothing is verified again while the members are the same.
-    fn refresh(&self, replica: &Replica) {
-        let fresh = replica.read(|view| {
+    fn refresh(&self, state: &State) {
+        let fresh = state.read(|view| {
             let index = view.index();
             if read(&self.known).index == Some(index) {
                 return None;
@@ -203,6 +203,10 @@ impl peers::Roster for Roster {
 impl raft_store::Addresses for Roster {
     fn peer_address(&self, node: NodeId) -> Option<String> {
         self.known(|known| known.peers.get(&node).map(|peer| peer.peer_address.clone()))
+    }
+
+    fn members(&self) -> Vec<NodeId> {
+        self.known(|known| known.peers.keys().copied().collect())
     }
 }
 

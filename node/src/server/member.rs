@@ -9,7 +9,7 @@ use custody::cluster::{self, Admitted, CertificateOptions, Founded, Roster, Slot
 use custody::{Custody, NodeInfo};
 use domain::{ClusterId, NodeId};
 use peers::Peers;
-use raft_store::Replica;
+use raft_store::Recovered;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -54,22 +54,19 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
     let service = Arc::new(WireService::default());
 
     let config = replica_config(&node, &local);
-    let replica = match &begin {
-        Begin::Resume(_) => {
-            let (replica, report) =
-                Replica::open(config, peers.clone(), roster.clone()).await.map_err(text)?;
-            info!(?report, "the replica is open");
-            replica
-        }
+    let recovered = match &begin {
+        Begin::Resume(_) => Recovered::open(config, peers.clone(), roster.clone()).await,
         Begin::Found { .. } | Begin::Join(_) => {
-            Replica::create(config, peers.clone(), roster.clone()).await.map_err(text)?
+            Recovered::create(config, peers.clone(), roster.clone()).await
         }
     };
-    roster.attach(replica.clone());
-    service.serve_raft(replica.handler());
-    // On raft's own threads: a heartbeat does not wait behind the API.
+    let recovered = recovered.map_err(text)?;
+    roster.attach(recovered.state());
+    // The wire comes first: nodes that start at the same time ask one another. It is on raft's own
+    // threads: a heartbeat does not wait behind the API.
+    service.serve_raft(recovered.handler());
     let wire_stop = CancellationToken::new();
-    let wire = replica.runtime().spawn({
+    let wire = recovered.runtime().spawn({
         let (peers, service, stop) = (peers.clone(), Arc::clone(&service), wire_stop.clone());
         let listener = onto(peers_listener)?;
         async move {
@@ -79,6 +76,9 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
             }
         }
     });
+
+    let (replica, report) = recovered.start().await.map_err(text)?;
+    info!(?report, "the replica takes part");
 
     match begin {
         Begin::Found { founded, answer } => {

@@ -24,4 +24,4 @@ pub(crate) use note::Note;
 pub(crate) use overlay::Overlay;
 pub(crate) use store::Store;
 pub(crate) use view::Unreadable;
-pub use view::View;
+pub use view::{State, View};

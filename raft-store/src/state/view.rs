@@ -1,9 +1,12 @@
 //! The records at one point in time.
 
+use std::sync::Arc;
+
 use domain::{Broken, NewerFormat, Record, Records};
 use thiserror::Error;
 
 use crate::state::base::Base;
+use crate::state::store::Store;
 
 /// Why a state can not be gone on from.
 #[derive(Debug, Error)]
@@ -12,6 +15,17 @@ pub(crate) enum Unreadable {
     Newer(#[from] NewerFormat),
     #[error(transparent)]
     Broken(#[from] Broken),
+}
+
+/// The records of a replica, to be looked at by whoever needs no more of it.
+#[derive(Clone, Debug)]
+pub struct State(pub(crate) Arc<Store>);
+
+impl State {
+    /// As [`Replica::read`](crate::Replica::read).
+    pub fn read<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {
+        self.0.read(look)
+    }
 }
 
 /// While a view is held, nothing is applied: look and let go. sled's iterators alone are no view of

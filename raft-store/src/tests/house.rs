@@ -1,10 +1,11 @@
 //! A few replicas that reach one another, and can be stopped, cut off and brought back.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::commands::{CLUSTER, LINEAGE};
-use crate::{Addresses, Config, FreeSpace, Handler, OpenError, RecoveryReport, Replica};
+use crate::{
+    Addresses, Config, FreeSpace, Handler, OpenError, Recovered, RecoveryReport, Replica,
+};
 
 pub(super) struct House {
     dir: TempDir,
@@ -52,11 +55,21 @@ struct Room {
 }
 
 #[derive(Default)]
-struct Book(Mutex<BTreeMap<u64, String>>);
+struct Book {
+    addresses: Mutex<BTreeMap<u64, String>>,
+    hidden: AtomicBool,
+}
 
 impl Addresses for Book {
     fn peer_address(&self, node: NodeId) -> Option<String> {
-        self.0.lock().expect("no panic").get(&node.0).cloned()
+        self.addresses.lock().expect("no panic").get(&node.0).cloned()
+    }
+
+    fn members(&self) -> Vec<NodeId> {
+        if self.hidden.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.addresses.lock().expect("no panic").keys().copied().map(NodeId).collect()
     }
 }
 
@@ -138,15 +151,15 @@ impl House {
 
     pub(super) async fn create(&mut self, node: u64) -> Replica {
         let peers = self.peers(node);
-        let replica = Replica::create(self.config(node), peers.clone(), self.addresses.clone());
-        self.move_in(node, peers, replica.await.expect("it is created")).await
+        let created = Recovered::create(self.config(node), peers.clone(), self.addresses.clone());
+        let created = created.await.expect("it is created");
+        self.move_in(node, peers, created).await.expect("it starts").0
     }
 
     pub(super) async fn open(&mut self, node: u64) -> Result<(Replica, RecoveryReport), OpenError> {
         let peers = self.peers(node);
-        let opened = Replica::open(self.config(node), peers.clone(), self.addresses.clone());
-        let (replica, report) = opened.await?;
-        Ok((self.move_in(node, peers, replica).await, report))
+        let opened = Recovered::open(self.config(node), peers.clone(), self.addresses.clone());
+        self.move_in(node, peers, opened.await?).await
     }
 
     /// A cluster of all nodes, led by the first.
@@ -181,6 +194,11 @@ impl House {
         self.roster.remove(node);
     }
 
+    /// Whether nodes that start know of no others.
+    pub(super) fn hide(&self, yes: bool) {
+        self.addresses.hidden.store(yes, Ordering::Relaxed);
+    }
+
     pub(super) async fn stop(&mut self, node: u64) {
         let room = self.rooms.remove(&node).expect("it runs");
         room.stop.cancel();
@@ -200,19 +218,25 @@ impl House {
         Peers::new(identity, Arc::new(self.roster.clone()), Options::default()).expect("peers")
     }
 
-    async fn move_in(&mut self, node: u64, peers: Peers, replica: Replica) -> Replica {
+    async fn move_in(
+        &mut self,
+        node: u64,
+        peers: Peers,
+        recovered: Recovered,
+    ) -> Result<(Replica, RecoveryReport), OpenError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        self.addresses.0.lock().expect("no panic").insert(node, address);
+        self.addresses.addresses.lock().expect("no panic").insert(node, address);
         let stop = CancellationToken::new();
-        let service = Arc::new(Mounted(replica.handler()));
+        let service = Arc::new(Mounted(recovered.handler()));
         let serving = {
             let stop = stop.clone();
             async move { peers.serve(listener, service, stop).await }
         };
-        let served = replica.runtime().spawn(serving);
+        let served = recovered.runtime().spawn(serving);
+        let (replica, report) = recovered.start().await?;
         self.rooms.insert(node, Room { replica: replica.clone(), stop, served });
-        replica
+        Ok((replica, report))
     }
 }
 
@@ -231,4 +255,16 @@ pub(super) async fn leader_of(replicas: &[Replica]) -> Replica {
 /// Fails instead of waiting for ever.
 pub(super) async fn within<T>(seconds: u64, what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(seconds), what).await.expect("it took too long")
+}
+
+pub(super) fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("it reads").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("it copies");
+        }
+    }
 }

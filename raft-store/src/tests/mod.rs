@@ -7,6 +7,7 @@ mod commands;
 mod formats;
 mod house;
 mod plant;
+mod promises;
 mod recovery;
 mod room;
 mod suite;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use domain::NodeId;
 
 use super::commands::{create_key, has_key};
-use super::house::{House, soon, until, within};
+use super::house::{House, copy, soon, until, within};
 use crate::{OpenError, RecoveryPath, Replica};
 
 fn first_number(text: &str) -> u64 {
@@ -36,18 +36,6 @@ fn current(house: &House) -> PathBuf {
     let state = house.dir(1).join("state");
     let number = fs::read_to_string(state.join("CURRENT")).expect("there is one");
     state.join(format!("gen-{:06}", first_number(&number)))
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a directory");
-    for entry in fs::read_dir(from).expect("it reads").flatten() {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("it copies");
-        }
-    }
 }
 
 /// The value of a record stands in the file as it is, so it can be found and changed.
