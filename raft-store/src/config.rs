@@ -38,6 +38,8 @@ pub struct Config {
     pub format_max: u16,
     /// How often the policy of snapshots and purges is looked at, and metrics are published.
     pub housekeeping: Duration,
+    /// How long it takes to read all records and snapshots again, in search of damage.
+    pub scrub_interval: Duration,
     /// How long the log rests before its tail marker is brought up to its end.
     pub log_idle_mark: Duration,
     /// The disk, for everything but what sled keeps in its own directories.
@@ -66,6 +68,7 @@ impl Config {
             space: Arc::new(DiskSpace),
             format_max: domain::FORMAT,
             housekeeping: Duration::from_millis(500),
+            scrub_interval: Duration::from_hours(24),
             log_idle_mark: Duration::from_millis(10),
             files: Arc::new(RealFiles),
         }

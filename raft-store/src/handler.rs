@@ -17,9 +17,14 @@ use crate::fatal;
 use crate::files::Writer;
 use crate::network::{Message, SnapshotHeader};
 use crate::promises::{Kept, Promised, Promises};
+use crate::recovery::{Offer, Part};
 use crate::room::Room;
 use crate::snapshots::{Built, Shelf, in_background};
 use crate::types::{Raft, TypeConfig};
+
+/// How much of a snapshot goes into an answer: small beside the limit of a frame, so that nothing
+/// waits long behind it.
+const PART_BYTES: u64 = 1 << 20;
 
 /// Answers the lanes `Raft` and `Snapshot`; to be mounted in the node's `peers::Service`. Until Raft
 /// runs it answers only what others want to know before they start themselves.
@@ -97,7 +102,23 @@ impl Handler {
                 Ok(encode(&self.promises.of(from)).into())
             }
             Message::Remind(promised) => Ok(encode(&self.keeps(from, &promised)).into()),
+            Message::Offer => Ok(encode(&self.offer().await).into()),
+            Message::Part(part) => {
+                let shelf = Arc::clone(&self.shelf);
+                let read = in_background(move || read_part(&shelf, part)).await;
+                read.map_err(|error| unavailable(&error))
+            }
         }
+    }
+
+    /// The newest snapshot. Where there is none, one is built for the next time that it is asked.
+    async fn offer(&self) -> Option<Offer> {
+        let newest = self.shelf.newest();
+        if let (None, Some(raft)) = (&newest, self.raft.get()) {
+            // A replica that stops offers none.
+            let _ = raft.trigger().snapshot().await;
+        }
+        newest.map(|file| Offer { meta: file.meta, bytes: file.bytes })
     }
 
     /// Whether this node holds what another one says that it has promised. If not, it has lost it
@@ -200,6 +221,17 @@ impl Handler {
         let snapshot = Built { meta, snapshot: file };
         answer(self.raft()?.install_full_snapshot(header.vote, snapshot).await)
     }
+}
+
+fn read_part(shelf: &Shelf, part: Part) -> io::Result<Bytes> {
+    let all = shelf.all();
+    let found = all.iter().find(|file| file.meta.last_log_id == part.snapshot);
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "that snapshot is gone");
+    let file = shelf.disk().open(&found.ok_or_else(gone)?.path)?;
+    let rest = file.size()?.saturating_sub(part.offset).min(PART_BYTES);
+    let mut bytes = vec![0; usize::try_from(rest).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, part.offset)?;
+    Ok(bytes.into())
 }
 
 fn answer<T: Serialize, E: Into<Stop>>(answered: Result<T, E>) -> Result<Bytes, Refusal> {

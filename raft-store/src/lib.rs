@@ -33,6 +33,7 @@ mod recovered;
 mod recovery;
 mod replica;
 mod room;
+mod scrub;
 mod snapshots;
 mod state;
 mod status;

@@ -23,6 +23,7 @@ use crate::codec::{decode, encode};
 use crate::config::Addresses;
 use crate::files::Stream;
 use crate::promises::{Kept, Promised, Promises};
+use crate::recovery::Part;
 use crate::room::{Room, Storage};
 use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
 use crate::types::{SnapshotMeta, TypeConfig, Vote};
@@ -40,6 +41,10 @@ pub(crate) enum Message {
     Promised,
     /// This the asked node has promised. Answered with whether it holds it; if not, it stops.
     Remind(Promised),
+    /// Which snapshot could the asked node send? Answered with an [`Offer`], or none.
+    Offer,
+    /// Answered with bytes of it, none at its end.
+    Part(Part),
 }
 
 /// What goes before the bytes of a snapshot.

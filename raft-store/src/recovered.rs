@@ -20,9 +20,10 @@ use crate::housekeeping::{Housekeeping, watch_raft};
 use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::promises::{Kept, Promises};
-use crate::recovery::{self, Opened, RecoveryReport};
+use crate::recovery::{self, Fetcher, Opened, RecoveryReport};
 use crate::replica::{Inner, Replica};
 use crate::room::Room;
+use crate::scrub::Scrub;
 use crate::state::{LogWeight, State, StateMachine};
 use crate::types::Raft;
 
@@ -46,7 +47,8 @@ impl Recovered {
         peers: Peers,
         addresses: Arc<dyn Addresses>,
     ) -> Result<Self, OpenError> {
-        Self::recover(config, peers, addresses, recovery::create).await
+        Self::recover(config, peers, addresses, |config, fatal, _| recovery::create(config, fatal))
+            .await
     }
 
     /// Brings a replica back from its directory, or says why it may not start.
@@ -55,7 +57,10 @@ impl Recovered {
         peers: Peers,
         addresses: Arc<dyn Addresses>,
     ) -> Result<Self, OpenError> {
-        Self::recover(config, peers, addresses, recovery::open).await
+        Self::recover(config, peers, addresses, |config, fatal, others| {
+            recovery::open(config, fatal, &|shelf, index| others.fetch(shelf, index))
+        })
+        .await
     }
 
     /// What the node mounts behind its `peers::Service`, best before [`Recovered::start`].
@@ -139,6 +144,13 @@ impl Recovered {
             interval: config.housekeeping,
         };
         threads.handle().spawn(housekeeping.run());
+        let scrub = Scrub {
+            raft: raft.clone(),
+            store: Arc::clone(&store),
+            shelf: Arc::clone(&shelf),
+            interval: config.scrub_interval,
+        };
+        threads.handle().spawn(scrub.run());
         let recovery = report.clone();
         let lock = Mutex::new(Some(lock));
         let inner = Inner {
@@ -162,13 +174,21 @@ impl Recovered {
         config: Config,
         peers: Peers,
         addresses: Arc<dyn Addresses>,
-        recover: fn(&Config, &Fatal) -> Result<Opened, OpenError>,
+        recover: fn(&Config, &Fatal, &Fetcher) -> Result<Opened, OpenError>,
     ) -> Result<Self, OpenError> {
         let fatal = Fatal::new();
+        let threads = Threads::start().map_err(OpenError::io(&config.dir))?;
+        let others = Fetcher {
+            me: config.node,
+            peers: peers.clone(),
+            addresses: Arc::clone(&addresses),
+            runtime: threads.handle(),
+        };
         let (config, opened) = {
             let fatal = fatal.clone();
             let recovered = tokio::task::spawn_blocking(move || {
-                let opened = enough_to_start(&config).and_then(|()| recover(&config, &fatal));
+                let opened =
+                    enough_to_start(&config).and_then(|()| recover(&config, &fatal, &others));
                 (config, opened)
             });
             recovered.await.map_err(|error| OpenError::Raft(error.to_string()))?
@@ -184,7 +204,6 @@ impl Recovered {
             kept: Kept::new(opened.log.clone(), Arc::clone(&opened.store)),
             fatal: fatal.clone(),
         };
-        let threads = Threads::start().map_err(OpenError::io(&config.dir))?;
         Ok(Self { config, peers, addresses, opened, handler, fatal, threads })
     }
 }

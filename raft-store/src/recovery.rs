@@ -2,10 +2,11 @@
 //!
 //! In this order: nobody else is at it; it is this replica's; the log and the vote are whole, or
 //! the node does not start; the snapshots are whole, or go to the quarantine; the state is whole and
-//! reaches the log, or is built anew; and the others, as far as they can be reached, know of nothing
+//! reaches the log, or is built anew, from a snapshot of a peer where none here will do; and the others, as far as they can be reached, know of nothing
 //! that this node promised and lacks ([`compare`]).
 
 mod compare;
+mod fetch;
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -17,6 +18,7 @@ use domain::NodeId;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::compare::compare;
+pub(crate) use self::fetch::{Fetcher, Offer, Part};
 use crate::config::Config;
 use crate::error::OpenError;
 use crate::fatal::Fatal;
@@ -39,6 +41,8 @@ pub enum RecoveryPath {
     FromSnapshot,
     /// The state is built from the whole log.
     FromLog,
+    /// The state was built from a snapshot of another member, and goes on with the log.
+    FromPeer,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -99,7 +103,15 @@ pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError
     })
 }
 
-pub(crate) fn open(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> {
+/// Puts a snapshot of another member, that reaches this index, onto the shelf.
+pub(crate) type Fetch<'a> = &'a dyn Fn(&Shelf, u64) -> Result<(), String>;
+
+/// For who recovers without the others.
+pub(crate) fn nobody(_: &Shelf, _: u64) -> Result<(), String> {
+    Err("no other member was asked".into())
+}
+
+pub(crate) fn open(config: &Config, fatal: &Fatal, fetch: Fetch<'_>) -> Result<Opened, OpenError> {
     let dir = &config.dir;
     let path = dir.join("node.json");
     let identity = match read(&*config.files, &path) {
@@ -113,9 +125,12 @@ pub(crate) fn open(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> 
     let (log, recovered) = wal::Log::open(&dir.join("log"), log_options(config))?;
     let (generations, shelf) = prepare(config)?;
     let purged = recovered.purged.as_ref().map_or(0, |purged| purged.index);
-    let (loaded, path, quarantined) = open_state(&generations, &shelf, purged)?;
+    let (loaded, path, quarantined) = open_state(&generations, &shelf, purged, fetch)?;
     let last_log_index = recovered.last.map_or(0, |(index, _)| index);
     check_reach(&loaded, &shelf, last_log_index)?;
+    if path == RecoveryPath::FromPeer {
+        check_agreement(&loaded, &log)?;
+    }
     assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
         path,
         quarantined,
@@ -201,6 +216,7 @@ fn open_state(
     generations: &Generations,
     shelf: &Shelf,
     purged: u64,
+    fetch: Fetch<'_>,
 ) -> Result<(Loaded, RecoveryPath, Option<String>), OpenError> {
     let current = generations.current().map_err(OpenError::io(generations.path(0)))?;
     let number = current.as_ref().map_or(0, |current| current.number);
@@ -226,7 +242,7 @@ fn open_state(
     }
     let moved = generations.quarantine(number);
     moved.map_err(OpenError::io(generations.path(number)))?;
-    let (loaded, path) = rebuild(generations, shelf, purged, &why)?;
+    let (loaded, path) = rebuild(generations, shelf, purged, &why, fetch)?;
     Ok((loaded, path, Some(why)))
 }
 
@@ -243,18 +259,53 @@ fn check_reach(loaded: &Loaded, shelf: &Shelf, last_log_index: u64) -> Result<()
     Err(OpenError::WentBack { knows: "its own state".into(), what })
 }
 
+/// What is committed at an index that this log also has must be the same there. Else the end of the
+/// log was never committed, and openraft has no start for that.
+fn check_agreement(loaded: &Loaded, log: &wal::Log) -> Result<(), OpenError> {
+    let Some(applied) = loaded.note.applied else { return Ok(()) };
+    let found = log.read(applied.index()..=applied.index());
+    let found = found.map_err(|error| OpenError::NoState { why: error.to_string() })?;
+    if found.iter().all(|entry| entry.term == **applied.committed_leader_id()) {
+        return Ok(());
+    }
+    let why = "the end of the log contradicts what the others have committed".into();
+    Err(OpenError::NoState { why })
+}
+
 fn rebuild(
     generations: &Generations,
     shelf: &Shelf,
     purged: u64,
     why: &str,
+    fetch: Fetch<'_>,
 ) -> Result<(Loaded, RecoveryPath), OpenError> {
+    if let Some(loaded) = from_shelf(generations, shelf, purged)? {
+        return Ok((loaded, RecoveryPath::FromSnapshot));
+    }
+    if purged == 0 {
+        return Ok((empty(generations)?, RecoveryPath::FromLog));
+    }
+    let why = format!("{why}; no snapshot here reaches the log, which begins after {purged}");
+    tracing::warn!(%why, "the others are asked for a snapshot");
+    let fetched = fetch(shelf, purged);
+    fetched.map_err(|error| OpenError::NoState { why: format!("{why}, and {error}") })?;
+    match from_shelf(generations, shelf, purged)? {
+        Some(loaded) => Ok((loaded, RecoveryPath::FromPeer)),
+        None => Err(OpenError::NoState { why }),
+    }
+}
+
+fn from_shelf(
+    generations: &Generations,
+    shelf: &Shelf,
+    purged: u64,
+) -> Result<Option<Loaded>, OpenError> {
     for snapshot in shelf.all().into_iter().filter(|snapshot| snapshot.index() >= purged) {
         match generations.over(&snapshot) {
             Ok(loaded) => {
                 let path = generations.path(loaded.number);
                 generations.switch(&loaded.current()).map_err(OpenError::io(path))?;
-                return Ok((loaded, RecoveryPath::FromSnapshot));
+                return Ok(Some(loaded));
             }
             Err(error) => {
                 let path = snapshot.path.display();
@@ -262,11 +313,7 @@ fn rebuild(
             }
         }
     }
-    if purged == 0 {
-        return Ok((empty(generations)?, RecoveryPath::FromLog));
-    }
-    let why = format!("{why}; no snapshot reaches the log, which begins after {purged}");
-    Err(OpenError::NoState { why })
+    Ok(None)
 }
 
 fn empty(generations: &Generations) -> Result<Loaded, OpenError> {

@@ -229,6 +229,7 @@ impl Replica {
                 .map(|(node, storage)| (NodeId(*node), *storage))
                 .collect(),
             recovery: self.0.recovery.clone(),
+            scrubbed_at: self.0.store.scrubbed_at(),
         }
     }
 

@@ -53,4 +53,6 @@ pub struct Status {
     /// On the leader: what the others have said of their disks.
     pub storage_of: BTreeMap<NodeId, Storage>,
     pub recovery: RecoveryReport,
+    /// When all records were last found whole while in use, in seconds of Unix time.
+    pub scrubbed_at: Option<u64>,
 }

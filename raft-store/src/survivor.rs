@@ -33,7 +33,8 @@ pub struct Survivor {
 impl Survivor {
     /// Recovers the replica as its start would, and reads the rest of its log.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
-        let Opened { lock, log, store, .. } = recovery::open(config, &Fatal::new())?;
+        let Opened { lock, log, store, .. } =
+            recovery::open(config, &Fatal::new(), &recovery::nobody)?;
         let read = || {
             let applied = store.note().index();
             let entries = log.read(applied + 1..).map_err(io::Error::other)?;

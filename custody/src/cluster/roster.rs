@@ -98,8 +98,8 @@ impl Roster {
 
     /// Whether a node of this id can be of this cluster, and not of one before it.
     pub(super) fn may_be_ours(&self, node: NodeId) -> bool {
-        let known = self.replica.get().map(|replica| {
-            replica.read(|view| {
+        let known = self.state.get().map(|state| {
+            state.read(|view| {
                 let cluster = view::cluster(view).ok()??;
                 let before = view::successions(view).ok()?.pop();
                 Some((cluster, before.map_or(NodeId(0), |before| before.node)))

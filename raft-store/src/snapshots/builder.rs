@@ -118,7 +118,8 @@ fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Res
         }
     }
     if (sums.digest, sums.records) != (frozen.note.digest, frozen.note.records) {
-        let what = "the state does not sum to its digest any more: it is damaged";
+        let what = "its records do not sum to its digest any more";
+        store.condemn(what);
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     writer.finish(&sums)?;

@@ -10,4 +10,4 @@ pub(crate) use builder::{Builder, Built, in_background, snapshot_estimate};
 pub(crate) use format::{
     Chunk, Contents, Origin, Place, SnapshotReader, SnapshotWriter, read_chunk, records,
 };
-pub(crate) use shelf::{Shelf, SnapshotFile};
+pub(crate) use shelf::{Found, Shelf, SnapshotFile};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wal::Files;
 
 use crate::files::{Stream, Writer, make_dir, publish};
-use crate::snapshots::format::{self, Contents, Origin};
+use crate::snapshots::format::{self, Contents, Origin, read_chunk};
 use crate::state::SetKey;
 use crate::types::{SnapshotMeta, index_of};
 
@@ -28,6 +28,7 @@ pub(crate) struct SnapshotFile {
 pub(crate) struct Shelf {
     disk: Arc<dyn Files>,
     dir: PathBuf,
+    quarantine: PathBuf,
     origin: Origin,
     key: SetKey,
     /// Ascending by index.
@@ -35,6 +36,16 @@ pub(crate) struct Shelf {
     /// The one that the state stands on, which stays whatever is newer.
     base: Mutex<Option<PathBuf>>,
     asides: AtomicU64,
+}
+
+/// What a damaged snapshot was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Found {
+    /// It made room for a newer one meanwhile.
+    Gone,
+    PutAway,
+    /// The state stands on it.
+    Base,
 }
 
 impl SnapshotFile {
@@ -79,16 +90,14 @@ impl Shelf {
                 }
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a snapshot is damaged");
-                    metrics::counter!("strongroom_snapshot_damaged_total").increment(1);
-                    make_dir(&*disk, quarantine)?;
-                    disk.rename(&path, &quarantine.join(&name))?;
-                    disk.sync_dir(&dir)?;
+                    put_away(&*disk, &path, quarantine)?;
                 }
             }
         }
         files.sort_by_key(SnapshotFile::index);
         let (files, base, asides) = (Mutex::new(files), Mutex::default(), AtomicU64::new(0));
-        Ok(Self { disk, dir, origin, key, files, base, asides })
+        let quarantine = quarantine.to_path_buf();
+        Ok(Self { disk, dir, quarantine, origin, key, files, base, asides })
     }
 
     pub(crate) fn disk(&self) -> &dyn Files {
@@ -137,6 +146,31 @@ impl Shelf {
     /// Reads a file to its end and answers what it is a snapshot of.
     pub(crate) fn verify(&self, path: &Path) -> io::Result<SnapshotFile> {
         SnapshotFile::verify(self.disk(), path, self.origin, &self.key)
+    }
+
+    /// Reads all of a snapshot again, a chunk at a time; an error is damage.
+    pub(crate) fn read_again(&self, file: &SnapshotFile, chunk: usize) -> io::Result<bool> {
+        let Some(place) = file.contents.places.get(chunk) else { return Ok(false) };
+        read_chunk(&*self.disk.open(&file.path)?, place)?;
+        Ok(true)
+    }
+
+    /// Puts a file into the quarantine that was found damaged, and answers whether it still stood
+    /// here. The one that the state stands on stays: then the state is damaged.
+    pub(crate) fn give_up(&self, damaged: &SnapshotFile) -> Found {
+        let base = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut files = self.files();
+        if !files.iter().any(|file| file.path == damaged.path) {
+            return Found::Gone;
+        }
+        if base.as_ref() == Some(&damaged.path) {
+            return Found::Base;
+        }
+        files.retain(|file| file.path != damaged.path);
+        if let Err(error) = put_away(self.disk(), &damaged.path, &self.quarantine) {
+            tracing::warn!(path = %damaged.path.display(), %error, "a damaged snapshot stays");
+        }
+        Found::PutAway
     }
 
     /// Takes a snapshot in: it is moved when it stands here already, else copied and read back. The
@@ -190,4 +224,11 @@ impl Shelf {
     fn files(&self) -> MutexGuard<'_, Vec<SnapshotFile>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn put_away(disk: &dyn Files, path: &Path, quarantine: &Path) -> io::Result<()> {
+    metrics::counter!("strongroom_snapshot_damaged_total").increment(1);
+    make_dir(disk, quarantine)?;
+    disk.rename(path, &quarantine.join(path.file_name().unwrap_or_default()))?;
+    path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
 }

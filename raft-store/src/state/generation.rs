@@ -25,6 +25,9 @@ use crate::state::note::{NOTE_KEY, Note};
 /// sled gives its lock back a moment after a database is dropped.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 
+/// Stands in a generation that was found damaged while in use, with the reason.
+const CONDEMNED: &str = "CONDEMNED";
+
 #[derive(Debug)]
 pub(crate) struct Generations {
     disk: Arc<dyn Files>,
@@ -83,9 +86,17 @@ impl Generations {
         write_durably(&*self.disk, &self.dir.join("CURRENT"), text.as_bytes())
     }
 
+    /// Has the next start find this generation damaged, whatever it looks like then.
+    pub(crate) fn condemn(&self, number: u64, why: &str) -> io::Result<()> {
+        write_durably(&*self.disk, &self.path(number).join(CONDEMNED), why.as_bytes())
+    }
+
     /// Opens a generation and checks all of it. An error is damage; nothing was changed then but
     /// what sled itself repaired.
     pub(crate) fn open(&self, current: &Current, shelf: &Shelf) -> Result<Loaded, String> {
+        if let Ok(why) = read(&*self.disk, &self.path(current.number).join(CONDEMNED)) {
+            return Err(format!("while it was in use: {}", String::from_utf8_lossy(&why)));
+        }
         let marker = self.dir.join("OPENING");
         let tried = read(&*self.disk, &marker).map_or(0, |text| parsed(&text).unwrap_or(0));
         if tried >= 2 {

@@ -12,6 +12,7 @@ mod loaded;
 mod machine;
 mod note;
 mod overlay;
+mod pass;
 mod store;
 mod view;
 

@@ -19,7 +19,8 @@ use crate::state::flusher::{self, Request};
 use crate::state::freeze::Frozen;
 use crate::state::generation::Generations;
 use crate::state::loaded::{Loaded, Staged};
-use crate::state::note::Note;
+use crate::state::note::{NOTE_KEY, Note};
+use crate::state::pass::Pass;
 use crate::state::view::View;
 
 /// Records that are copied into a new generation while nothing is applied.
@@ -34,6 +35,10 @@ pub(crate) struct Store {
     /// The generation that `CURRENT` names. Taken before `inner`, by whoever changes it.
     named: Mutex<u64>,
     fatal: Fatal,
+    /// The scrub's way through the records. Locked after `inner`.
+    pass: Mutex<Option<Pass>>,
+    /// When it last came to its end, in seconds of Unix time; 0 for never.
+    scrubbed: AtomicU64,
     flusher: Mutex<Option<(Sender<Request>, JoinHandle<()>)>>,
 }
 
@@ -54,8 +59,16 @@ impl Store {
         let durable = AtomicU64::new(loaded.note.index());
         let named = Mutex::new(loaded.number);
         let inner = RwLock::new(Inner { loaded, frozen: Vec::new() });
-        let store =
-            Arc::new(Self { generations, inner, durable, named, fatal, flusher: Mutex::new(None) });
+        let store = Arc::new(Self {
+            generations,
+            inner,
+            durable,
+            named,
+            fatal,
+            pass: Mutex::default(),
+            scrubbed: AtomicU64::new(0),
+            flusher: Mutex::new(None),
+        });
         let (requests, queue) = flusher::queue();
         let thread = flusher::start(&store, queue)?;
         *store.flusher() = Some((requests, thread));
@@ -92,7 +105,63 @@ impl Store {
                 frozen.keep(name, before.as_deref());
             }
         }
+        if let Some(pass) = self.pass().as_mut() {
+            for ((name, change), (_, before)) in changes.iter().zip(&staged.before) {
+                pass.changed(key, name, before.as_deref(), change.as_deref());
+            }
+        }
         inner.loaded.make(key, staged, note)
+    }
+
+    /// Reads on in the pass over all records, and answers whether it came to its end. An error is
+    /// damage.
+    pub(crate) fn scrub(&self, records: usize) -> Result<bool, String> {
+        let inner = self.inner();
+        let Loaded { number, tree, note, .. } = &inner.loaded;
+        let mut pass = self.pass();
+        let mut now = pass.take().filter(|pass| pass.generation == *number);
+        let reading = now.get_or_insert_with(|| Pass::begin(*number));
+        let rest = reading.read(&inner.loaded.view(), self.generations.key(), records);
+        if !rest.map_err(|broken| broken.to_string())? {
+            *pass = now;
+            return Ok(false);
+        }
+        if !reading.sums_to(note) {
+            return Err("its records do not sum to its digest any more".into());
+        }
+        let sealed = tree.get(NOTE_KEY).map_err(|error| format!("sled: {error}"))?;
+        if Note::open(self.generations.key(), &sealed.ok_or("there is no note")?)? != *note {
+            return Err("its note is another than the one in use".into());
+        }
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        self.scrubbed.store(now, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// When all records were last found whole while in use, in seconds of Unix time.
+    pub(crate) fn scrubbed_at(&self) -> Option<u64> {
+        Some(self.scrubbed.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// The generation in use is damaged: the next start builds another one, and this process stops.
+    pub(crate) fn condemn(&self, why: &str) {
+        let number = self.inner().loaded.number;
+        if let Err(error) = self.generations.condemn(number, why) {
+            tracing::error!(%error, "the damage is not noted for the next start");
+        }
+        self.fatal.raise(format!(
+            "the state is damaged: {why}. Start this node again: it builds its state anew. If that \
+             is refused, look at the disk and the memory of this machine"
+        ));
+    }
+
+    /// Changes a record behind the back of the digest, as a failing disk would.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self) {
+        let inner = self.inner();
+        let record = inner.loaded.tree.range([1_u8].as_slice()..).next_back();
+        let (key, _) = record.expect("there are records").expect("it reads");
+        inner.loaded.tree.insert(key, b"spoiled").expect("it is written");
     }
 
     /// Holds on to this moment, for a snapshot.
@@ -259,6 +328,10 @@ impl Store {
 
     fn named(&self) -> MutexGuard<'_, u64> {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pass(&self) -> MutexGuard<'_, Option<Pass>> {
+        self.pass.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn inner(&self) -> RwLockReadGuard<'_, Inner> {

@@ -157,7 +157,7 @@ async fn a_newer_format_of_any_file_is_refused_and_left_alone() {
 fn a_state_of_a_newer_format_is_refused() {
     let house = house_of(FORMAT_OLDEST);
     let config = house.config(1);
-    let opened = recovery::open(&config, &Fatal::new()).expect("it opens");
+    let opened = recovery::open(&config, &Fatal::new(), &recovery::nobody).expect("it opens");
     let cluster = opened.store.read(|view| view::cluster(view)).expect("it reads");
     let newer = domain::Cluster { format: 99, ..cluster.expect("there is one") };
     let changes = [(vec![17], Some(domain::encode(&newer)))].into();
@@ -166,7 +166,7 @@ fn a_state_of_a_newer_format_is_refused() {
     drop(opened);
     for (format_max, found) in [(FORMAT, 99), (98, 99)] {
         let config = Config { format_max, ..config.clone() };
-        let refused = recovery::open(&config, &Fatal::new()).err();
+        let refused = recovery::open(&config, &Fatal::new(), &recovery::nobody).err();
         let Some(OpenError::Format { newer, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!((newer.found, newer.most), (found, format_max));
     }

@@ -20,9 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::commands::{CLUSTER, LINEAGE};
-use crate::{
-    Addresses, Config, FreeSpace, Handler, OpenError, Recovered, RecoveryReport, Replica,
-};
+use crate::{Addresses, Config, FreeSpace, Handler, OpenError, Recovered, RecoveryReport, Replica};
 
 pub(super) struct House {
     dir: TempDir,

@@ -10,5 +10,6 @@ mod plant;
 mod promises;
 mod recovery;
 mod room;
+mod scrub;
 mod suite;
 mod transfer;

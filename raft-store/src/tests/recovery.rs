@@ -190,7 +190,8 @@ async fn a_directory_is_one_replicas_at_a_time() {
     let stranger = crate::Config { node: NodeId(2), ..house.config(1) };
     drop(replica);
     within(10, house.stop(1)).await;
-    let refused = crate::recovery::open(&stranger, &crate::fatal::Fatal::new()).err();
+    let (fatal, nobody) = (crate::fatal::Fatal::new(), &crate::recovery::nobody);
+    let refused = crate::recovery::open(&stranger, &fatal, nobody).err();
     assert!(matches!(refused, Some(OpenError::Foreign { .. })), "{refused:?}");
     let refused = crate::recovery::create(&house.config(1), &crate::fatal::Fatal::new()).err();
     assert!(matches!(refused, Some(OpenError::NotEmpty(_))), "{refused:?}");
@@ -216,5 +217,38 @@ async fn snapshots_are_built_while_the_state_moves_on() {
     within(10, house.stop(1)).await;
     // A snapshot that mixed two moments would not have been read back whole.
     let (_, report) = reopened(&mut house).await;
+    assert_eq!(report.path, RecoveryPath::Whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_state_and_snapshots_a_peer_helps_out() {
+    let mut house = House::new(3);
+    house.adjust = |config| config.snapshot_log_bytes = 4 << 10;
+    let replicas = house.form().await;
+    let third = &replicas[2];
+    let deadline = soon();
+    let mut last = 0;
+    while third.status().purged_index == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is purged");
+        last += 1;
+        replicas[0].propose(create_key(last), soon()).await.expect("it is committed");
+    }
+    drop(replicas);
+    within(10, house.stop(3)).await;
+    fs::remove_dir_all(house.dir(3).join("state")).expect("it goes");
+    fs::remove_dir_all(house.dir(3).join("snapshots")).expect("it goes");
+
+    let (third, report) = house.open(3).await.expect("it comes back");
+    assert_eq!(report.path, RecoveryPath::FromPeer);
+    let first = house.replica(1);
+    let committed = first.propose(create_key(last + 1), soon()).await.expect("it is committed");
+    until("it has caught up", || third.status().applied_index >= committed.index).await;
+    assert!(third.read(|view| has_key(view, 1) && has_key(view, last + 1)));
+    assert_eq!(third.status().state_digest.value, first.status().state_digest.value);
+
+    // What it was sent is its own from here on.
+    drop(third);
+    within(10, house.stop(3)).await;
+    let (_, report) = house.open(3).await.expect("it comes back");
     assert_eq!(report.path, RecoveryPath::Whole);
 }
