@@ -162,7 +162,9 @@ async fn sign_tombstones(tombstones: Tombstones, global: &Global) -> Result<(), 
     let told = global.client()?.tombstones().await?;
     let statement = serde_json::to_vec(&told).map_err(Failure::local)?;
     let mut signed = Signed::new(TOMBSTONES, statement);
-    keys.iter().for_each(|key| signed.sign(key));
+    for key in &keys {
+        signed.sign(key);
+    }
     let written = target.write_all(signed.to_text().as_bytes());
     written.and_then(|()| target.finish()).map_err(Failure::local)?;
     eprintln!(

@@ -286,10 +286,10 @@ fn backups(backups: &BackupStatus) -> String {
         _ => "there is none yet".to_owned(),
     };
     if let Some(node) = backups.running {
-        text.push_str(&format!("; node {node} makes one"));
+        text = format!("{text}; node {node} makes one");
     }
     if let Some(failure) = &backups.failure {
-        text.push_str(&format!("; the last attempt failed: {failure}"));
+        text = format!("{text}; the last attempt failed: {failure}");
     }
     text
 }

@@ -57,7 +57,7 @@ pub struct Create {
     /// What the operators call it
     #[arg(long, default_value = "recovery-kit")]
     name: String,
-    /// Instead of making a kit: the enrolment key of a spare HSM (SubjectPublicKeyInfo, DER or PEM)
+    /// Instead of making a kit: the enrolment key of a spare HSM (a public key in DER or PEM)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["out", "shares", "threshold"])]
     public_key: Option<PathBuf>,
     /// An operator's private key; once for each operator that signs

@@ -307,7 +307,7 @@ mod tests {
                 assert!(opened(&ours, &file[..at]).is_err(), "cut at {at} of {length}");
             }
             assert!(opened(&ours, &[file.as_slice(), b"x"].concat()).is_err());
-            assert!(opened(&ours, &[file.as_slice(), &[0; 80_000]].concat()).is_err());
+            assert!(opened(&ours, &[file.as_slice(), &vec![0; 80_000]].concat()).is_err());
         }
         assert!(opened(&ours, b"").is_err());
         assert!(opened(&ours, b"nonsense").is_err());

@@ -289,7 +289,10 @@ impl KitShare {
 impl fmt::Debug for KitShare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let index = self.point.x;
-        f.debug_struct("KitShare").field("label", &self.label).field("index", &index).finish()
+        f.debug_struct("KitShare")
+            .field("label", &self.label)
+            .field("index", &index)
+            .finish_non_exhaustive()
     }
 }
 

@@ -56,7 +56,10 @@ impl Signed {
         for (operator, signature) in &self.signatures {
             let operator =
                 operator.0.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-            text.push_str(&format!("{operator} {}\n", STANDARD.encode(signature)));
+            text += &operator;
+            text.push(' ');
+            text += &STANDARD.encode(signature);
+            text.push('\n');
         }
         text
     }

@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn recipients_are_named_by_their_place_and_never_echoed() {
         let good = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p".to_owned();
-        assert_eq!(parsed(&[good.clone()]).unwrap()[0].to_string(), good);
+        assert_eq!(parsed(std::slice::from_ref(&good)).unwrap()[0].to_string(), good);
         let secret =
             "AGE-SECRET-KEY-1QQPQYQSZQGPQYQSZQGPQYQSZQGPQYQSZQGPQYQSZQGPQYQSZQGP".to_owned();
         let Err(Error::Invalid(why)) = parsed(&[good.clone(), secret]) else { panic!("refused") };

@@ -209,13 +209,16 @@ fn due(
         .collect()
 }
 
+/// Where a key stands among those of all namespaces.
+pub type KeyPlace = (Namespace, String);
+
 /// What is forbidden among some keys of any namespace, from the one after `after`: destroyed, about to
 /// be, or disabled. The second value says where the next ones begin.
 pub fn tombstones(
     records: &impl Records,
     after: Option<(&Namespace, &str)>,
     keys: usize,
-) -> Result<(Vec<Tombstone>, Option<(Namespace, String)>), Broken> {
+) -> Result<(Vec<Tombstone>, Option<KeyPlace>), Broken> {
     let after = after.map(|(namespace, name)| at::key(namespace, name));
     let found = records.scan(&at::all_keys(), after.as_deref(), keys)?;
     let (mut tombstones, mut last) = (Vec::new(), None);

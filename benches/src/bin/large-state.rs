@@ -403,7 +403,7 @@ async fn rotate(meeting: &Meeting, sizes: &Sizes) {
     let (node, numbers, _) = reopen(meeting, sizes, 4).await;
     let keys = sizes.keys;
     // No key is rotated by two at a time: they would refuse each other.
-    let stride = (0..).map(|more| 7919 + more).find(|stride| keys % stride != 0);
+    let stride = (7919..8000).find(|stride| !keys.is_multiple_of(*stride));
     let stride = stride.expect("there are many numbers");
     let took = everyone(&node, "rotate", sizes.rotations, move |number| {
         let from = u32::try_from(number / keys + 1).expect("few rounds");

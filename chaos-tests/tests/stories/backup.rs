@@ -97,7 +97,7 @@ async fn a_backup_under_load_is_whole_and_nothing_else_passes() {
     let leader = cluster.leader().await;
     let follower = (leader + 1) % cluster.nodes.len();
     let load = Load::start(&cluster.client(), clients(8), usize::MAX);
-    until("keys", Duration::from_secs(600), || load.made() >= keys).await;
+    until("keys", Duration::from_mins(10), || load.made() >= keys).await;
     let before = load.made();
     let began = std::time::Instant::now();
     let take = ["backup", "--recipient", recipient.trim(), "--out", text(&file)];
@@ -181,7 +181,10 @@ fn opens_with_the_tool_of_the_format(file: &Path, identity: &Path) {
 async fn forbids(cluster: &DevCluster, out: &Path) {
     let client = cluster.client();
     client.disable_key("key-0").await.expect("disabled");
-    client.schedule_destruction("key-1", &Default::default()).await.expect("scheduled");
+    client
+        .schedule_destruction("key-1", &wire::ScheduleDestruction::default())
+        .await
+        .expect("scheduled");
     client.rotate_key("key-2").await.expect("rotated");
     client.disable_version("key-2", 1).await.expect("disabled");
     let operator = text(&cluster.operator_key);

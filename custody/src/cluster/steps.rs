@@ -321,9 +321,9 @@ mod tests {
     }
 
     /// The slots of the cluster before held the KEKs up to this epoch.
-    fn succeeded(latest: u32, finished: bool) -> Option<Succession> {
+    fn succeeded(latest: u32, finished: bool) -> Succession {
         let finished_at = finished.then_some(Time(2));
-        Some(Succession {
+        Succession {
             cause: domain::Cause::Restored,
             from: ClusterId([9; 16]),
             term: 1,
@@ -333,7 +333,7 @@ mod tests {
             node: ONE,
             latest_epoch: Epoch(latest),
             rotation: domain::Progress { finished_at, ..domain::Progress::default() },
-        })
+        }
     }
 
     fn admit(facts: &mut Facts, node: u64) {
@@ -356,23 +356,23 @@ mod tests {
             ("at rest", |_| {}, &[]),
             (
                 "a cluster was succeeded",
-                |facts| facts.succession = succeeded(2, false),
+                |facts| facts.succession = Some(succeeded(2, false)),
                 &[MakeEpoch],
             ),
             (
                 "a cluster was succeeded, the KEK is a new one",
-                |facts| facts.succession = succeeded(1, false),
+                |facts| facts.succession = Some(succeeded(1, false)),
                 &[RotateSucceeded],
             ),
             (
                 "a cluster was succeeded, its blobs move first",
                 |facts| {
                     draining(facts, 3, 0);
-                    facts.succession = succeeded(1, false);
+                    facts.succession = Some(succeeded(1, false));
                 },
                 &[Rewrap(Epoch(1)), RotateSucceeded],
             ),
-            ("every key was rotated", |facts| facts.succession = succeeded(1, true), &[]),
+            ("every key was rotated", |facts| facts.succession = Some(succeeded(1, true)), &[]),
             ("the node moved", |facts| facts.moved = true, &[Move]),
             (
                 "a share waits for the slot",

@@ -150,7 +150,7 @@ impl<R: Records> Applying<'_, R> {
                 Some(version) => {
                     let held = view::version(&self.draft, *key, *version)?;
                     if let Some(held) = held {
-                        self.bury_version(found, held, *forbidden, current)?;
+                        self.bury_version(found, &held, *forbidden, current)?;
                     }
                 }
             }
@@ -197,7 +197,7 @@ impl<R: Records> Applying<'_, R> {
     fn bury_version(
         &mut self,
         key: Key,
-        held: KeyVersion,
+        held: &KeyVersion,
         as_of: Forbidden,
         current: bool,
     ) -> Result<(), Stop> {
@@ -231,7 +231,7 @@ impl<R: Records> Applying<'_, R> {
             self.draft.put(at::due(Due::DestroyVersion, at, key.id, held.version), &());
         }
         let record = at::version(key.id, held.version);
-        self.draft.put(record, &KeyVersion { state, revision: self.revision, ..held });
+        self.draft.put(record, &KeyVersion { state, revision: self.revision, ..held.clone() });
         self.changed(key).map(drop)
     }
 
@@ -253,7 +253,7 @@ impl<R: Records> Applying<'_, R> {
                     if whole {
                         self.bury_key(key, Forbidden::Disabled, true)?;
                     } else if let Some(held) = view::version(&self.draft, id, version)? {
-                        self.bury_version(key, held, Forbidden::Disabled, true)?;
+                        self.bury_version(key, &held, Forbidden::Disabled, true)?;
                     }
                 }
             }

@@ -132,9 +132,9 @@ fn every_key_gets_a_version_under_a_kek_that_the_old_slots_never_held() {
 
 #[test]
 fn a_plan_that_does_not_fit_is_refused() {
+    type Case = (&'static str, fn(&mut Plan), &'static str);
     let mut house = House::of_three();
     house.ok(create("k", |_| {}));
-    type Case = (&'static str, fn(&mut Plan), &'static str);
     let cases: [Case; 4] = [
         ("an old id", |plan| plan.member.node = N3, "the first member must be node 4, got 3"),
         (
@@ -166,10 +166,10 @@ fn a_plan_that_does_not_fit_is_refused() {
 #[test]
 fn what_was_forbidden_later_is_forbidden() {
     use Forbidden::{Destroyed, Disabled};
+    type Before = fn(&mut House);
     let scheduled = || Forbidden::DestructionScheduled { at: BEGIN.plus(DAY) };
     // What the backup has, what the list says, and what comes of it when the list is the newer one
     // and when it is the older.
-    type Before = fn(&mut House);
     let nothing: Before = |_| {};
     let disabled: Before = |house| drop(house.ok(disable("k")));
     let doomed: Before = |house| drop(house.ok(doom("k", Some(DAY))));
@@ -296,7 +296,7 @@ proptest! {
             .map(|stone| stone.key)
             .collect();
         let callers = if keep { Callers::Kept } else { dropped() };
-        let plan = Plan { tombstones, callers, ..plan(&house) };
+        let plan = Plan { callers, tombstones, ..plan(&house) };
         house.succeed(&plan).unwrap();
 
         let survivors = versions(&house.records);

@@ -134,7 +134,7 @@ impl Session for TokenSession {
         if let Some(held) = session.find(ObjectClass::SECRET_KEY, kek.0.to_vec())? {
             return session.check_canary(held, kek, canary);
         }
-        let (hash, ciphertext) = share::parse(share).map_err(bad_share)?;
+        let (hash, ciphertext) = share::parse(share).map_err(|error| bad_share(&error))?;
         // First for a trial, so that a KEK that is not the right one never becomes a token object.
         let trial = session.unwrap_share(name, kek, hash, ciphertext, false)?;
         let checked = session.check_canary(trial, kek, canary);
@@ -326,7 +326,7 @@ impl Inner {
         let share = self.wrap_to(enrolment_spki, key);
         raw.destroy_object(key).map_err(|error| classify(&error))?;
         let share = share?;
-        let (_, ciphertext) = share::parse(&share).map_err(bad_share)?;
+        let (_, ciphertext) = share::parse(&share).map_err(|error| bad_share(&error))?;
         let private = self.private(Role::Enrolment, name)?;
 
         if raw.decrypt(&oaep(Hash::Sha1), private, ciphertext).is_ok() {
@@ -420,7 +420,7 @@ impl Inner {
     }
 }
 
-fn bad_share(error: crypto::CryptoError) -> HsmError {
+fn bad_share(error: &crypto::CryptoError) -> HsmError {
     HsmError::BadShare(error.to_string())
 }
 

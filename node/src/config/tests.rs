@@ -116,7 +116,7 @@ fn backups_are_configured_whole_or_not_at_all() {
     let section = |rest: &str| format!("{GOOD}[backup]\ninterval = \"6h\"\n{rest}");
     let good = section(&format!("folder = \"/b\"\nrecipients = [\"{key}\"]\n"));
     let backup = Config::parse(&good, Path::new("f")).unwrap().backup.unwrap();
-    assert_eq!((backup.interval, backup.keep), (Duration::from_secs(6 * 3600), 7));
+    assert_eq!((backup.interval, backup.keep), (Duration::from_hours(6), 7));
     assert_eq!(backup.recipients[0].to_string(), key);
     for (rest, expected) in [
         ("recipients = [\"{key}\"]\n", "backup.folder is missing"),

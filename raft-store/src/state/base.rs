@@ -24,8 +24,11 @@ pub(crate) struct Base {
     file: Arc<dyn DataFile>,
     contents: Arc<Contents>,
     hidden: Vec<u64>,
-    recent: Mutex<Vec<Option<(usize, Arc<Vec<u8>>)>>>,
+    recent: Mutex<Vec<Option<Recent>>>,
 }
+
+/// The number of a chunk that was read lately, and its body.
+type Recent = (usize, Arc<Vec<u8>>);
 
 /// A record of the base, hidden or not.
 pub(super) struct Found {

@@ -65,15 +65,15 @@ async fn the_golden_directories_are_written() {
             replica.snapshot(soon()).await.expect("it is built");
         }
     }
-    let line = format!("{FORMAT} {}\n", replica.status().state_digest.value);
+    let line = format!("{FORMAT} {}", replica.status().state_digest.value);
     drop(replica);
     within(10, house.stop(1)).await;
     let home = house.dir(1);
     tar(&["-cz", "--owner=0", "--group=0"], &archive(FORMAT), home.parent().expect("it has one"));
     let earlier = fs::read_to_string(golden("replicas.txt")).unwrap_or_default();
     let others = earlier.lines().filter(|line| !line.starts_with(&format!("{FORMAT} ")));
-    let others: String = others.map(|line| format!("{line}\n")).collect();
-    fs::write(golden("replicas.txt"), others + &line).expect("it is written");
+    let lines: Vec<&str> = others.chain([line.as_str()]).collect();
+    fs::write(golden("replicas.txt"), lines.join("\n") + "\n").expect("it is written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -98,7 +98,7 @@ async fn disks_that_fill_up_at_once_are_heard_of_by_their_refusal() {
     // As good as never asked.
     house.adjust = |config| {
         if config.node == NodeId(1) {
-            config.housekeeping = Duration::from_secs(60);
+            config.housekeeping = Duration::from_mins(1);
         }
     };
     let replicas = house.form().await;

@@ -87,7 +87,8 @@ async fn only_a_whole_snapshot_is_taken_in() {
         let sent = sender.send(stream::iter(sender.pieces())).await;
         sent.expect("it is taken in")
     };
-    let (stalled, _) = within(20, async { tokio::join!(sender.send(stalled), whole) }).await;
+    let both = Box::pin(async { tokio::join!(sender.send(stalled), whole) });
+    let (stalled, _) = within(20, both).await;
     assert!(matches!(stalled, Err(CallError::Refused(Refusal::Unavailable(_)))), "{stalled:?}");
     assert!(listed(&dir, ".tmp").is_empty());
     assert_eq!(listed(&dir, ".snapshot").len(), 1);
