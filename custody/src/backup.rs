@@ -65,7 +65,11 @@ impl Custody {
         self.replica().read(|view| authorize::grant::<MakeBackup>(view, context, now()))?;
         let recipients = parsed(recipients)?;
         let place = self.place_for_backup()?;
-        let export = self.replica().export(Instant::now() + BUILD).await.map_err(not_exported)?;
+        let export = self
+            .replica()
+            .export(Instant::now() + BUILD)
+            .await
+            .map_err(|error| not_exported(&error))?;
 
         let (sender, pieces) = mpsc::channel(PIECES);
         let pipe = Pipe { piece: Vec::with_capacity(PIECE_BYTES), sender, custody: self.clone() };
@@ -101,7 +105,7 @@ impl Custody {
     }
 }
 
-pub(crate) fn not_exported(error: SnapshotError) -> Error {
+pub(crate) fn not_exported(error: &SnapshotError) -> Error {
     match error {
         SnapshotError::Stopped => Error::ShuttingDown,
         SnapshotError::StorageFull => Error::StorageFull,

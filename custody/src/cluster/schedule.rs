@@ -179,7 +179,8 @@ impl Custody {
         let _place = self.place_for_backup()?;
         let began = Instant::now();
         self.follow(began + CATCH_UP).await?;
-        let export = self.replica().export(began + BUILD).await.map_err(not_exported)?;
+        let export =
+            self.replica().export(began + BUILD).await.map_err(|error| not_exported(&error))?;
         let (custody, folder) = (self.clone(), schedule.folder.clone());
         let written = tokio::task::spawn_blocking(move || {
             let lineage = custody.lineage();
