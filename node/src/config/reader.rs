@@ -6,8 +6,8 @@ use std::fmt::Display;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const SECTIONS: [&str; 9] =
-    ["node", "api", "peers", "admin", "tls", "hsm", "raft", "storage", "log"];
+const SECTIONS: [&str; 10] =
+    ["node", "api", "peers", "admin", "tls", "hsm", "raft", "storage", "backup", "log"];
 
 pub(super) struct Reader<'a> {
     text: &'a str,
