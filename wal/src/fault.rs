@@ -113,6 +113,15 @@ impl FaultFiles {
         self.lock().delays.insert(operation, delay);
     }
 
+    /// Counts, fails and stops something that happens elsewhere as if it happened on this disk.
+    pub fn elsewhere<T>(
+        &self,
+        operation: Operation,
+        act: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.change(operation, |_| act())
+    }
+
     /// The disk as it is found after a loss of power, without faults.
     #[must_use]
     pub fn after_crash(&self, unsynced: Unsynced) -> Self {
@@ -227,7 +236,8 @@ impl FaultFiles {
         }
     }
 
-    fn stopped(&self) -> bool {
+    /// Whether the machine has stopped.
+    pub fn stopped(&self) -> bool {
         let disk = self.lock();
         disk.crash_at.is_some_and(|crash| disk.operations > crash)
     }

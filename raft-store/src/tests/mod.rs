@@ -13,3 +13,4 @@ mod room;
 mod scrub;
 mod suite;
 mod transfer;
+mod sweeps;

@@ -1,0 +1,31 @@
+//! Every crash point and every kind of damage, one by one.
+//!
+//! Each runs at a sample in `cargo test`, and whole in `cargo xtask prove crash-sweep` and
+//! `damage-sweep`.
+
+mod crash;
+mod ground;
+
+/// `SplitMix64`: a sweep is replayed from its numbers.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (word ^ (word >> 31)) % bound
+    }
+}
+
+/// How much of a sweep is run: every so many points, and how many histories.
+fn size(variable: &str, sample: u64) -> u64 {
+    std::env::var(variable).map_or(sample, |text| text.parse().expect("a number"))
+}
+
+/// Where sled's files stand. In memory if the machine has such a place: what is durable there the
+/// sweeps say themselves, so waiting for a disk would add nothing.
+fn scratch() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).expect("a directory")
+}
