@@ -220,9 +220,10 @@ fn open_state(
 ) -> Result<(Loaded, RecoveryPath, Option<String>), OpenError> {
     let current = generations.current().map_err(OpenError::io(generations.path(0)))?;
     let number = current.as_ref().map_or(0, |current| current.number);
+    let there = generations.is_there(number);
     let found = match current {
-        Some(current) => generations.open(&current, shelf),
-        None => Err("there is no generation".into()),
+        Some(current) if there => generations.open(&current, shelf),
+        _ => Err("there is no generation".into()),
     };
     let why = match found {
         Ok(loaded) if loaded.note.index() >= purged => {
@@ -236,12 +237,15 @@ fn open_state(
         Err(why) => why,
     };
     tracing::error!(generation = number, %why, "the state is damaged and will be built anew");
-    if generations.quarantined_within(DAMAGE_SPAN) > 0 {
-        let quarantine = generations.quarantine_dir().to_path_buf();
-        return Err(OpenError::DamagedAgain { why, quarantine });
+    // One that is not there was put away by a start that was cut off: that is the same damage.
+    if there {
+        if generations.quarantined_within(DAMAGE_SPAN) > 0 {
+            let quarantine = generations.quarantine_dir().to_path_buf();
+            return Err(OpenError::DamagedAgain { why, quarantine });
+        }
+        let moved = generations.quarantine(number);
+        moved.map_err(OpenError::io(generations.path(number)))?;
     }
-    let moved = generations.quarantine(number);
-    moved.map_err(OpenError::io(generations.path(number)))?;
     let (loaded, path) = rebuild(generations, shelf, purged, &why, fetch)?;
     Ok((loaded, path, Some(why)))
 }

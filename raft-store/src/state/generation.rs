@@ -70,6 +70,11 @@ impl Generations {
         self.dir.join(format!("gen-{number:06}"))
     }
 
+    /// Whether there is anything of a generation.
+    pub(crate) fn is_there(&self, number: u64) -> bool {
+        self.disk.list(&self.path(number)).is_ok_and(|names| !names.is_empty())
+    }
+
     /// The generation in use, if there ever was one.
     pub(crate) fn current(&self) -> io::Result<Option<Current>> {
         let text = match read(&*self.disk, &self.dir.join("CURRENT")) {

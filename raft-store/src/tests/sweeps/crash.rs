@@ -19,7 +19,8 @@ use crate::fatal::Fatal;
 use crate::files::write_durably;
 use crate::log_store::LogStore;
 use crate::recovery::{self, Opened, RecoveryReport};
-use crate::snapshots::{Shelf, SnapshotFile};
+use crate::room::Room;
+use crate::snapshots::Shelf;
 use crate::state::{StateMachine, Store};
 use crate::tests::commands::{CLUSTER, LINEAGE, create_key, initialise};
 use crate::types::{Entry, Proposal, Vote, index_of, log_id};
@@ -71,7 +72,8 @@ impl Reference {
         let root = scratch();
         let ground = Ground::new(root.path());
         let config = config(&ground, root.path(), Duration::from_hours(1));
-        let mut node = Node::of(recovery::create(&config, &Fatal::new()).expect("it is created"));
+        let mut node =
+            Node::of(recovery::create(&config, &Fatal::new()).expect("it is created"), &config);
         let mut digests = Vec::new();
         let mut donated = BTreeMap::new();
         for index in 0..LONGEST {
@@ -102,13 +104,17 @@ struct Node {
 }
 
 impl Node {
-    fn of(opened: Opened) -> Self {
+    fn of(opened: Opened, config: &Config) -> Self {
         let Opened { lock, log, store, shelf, report } = opened;
         let machine = StateMachine::new(
             Arc::clone(&store),
             Arc::clone(&shelf),
             Some(log.clone()),
             Arc::default(),
+            Arc::new(
+                Room::new(&config.dir, Arc::clone(&config.space), 0).expect("there is a disk"),
+            ),
+            config.format_max,
         );
         let log_store = LogStore::new(log.clone(), Some(Arc::clone(&store)));
         Self { log: log_store, machine, store, shelf, wal: log, report, _lock: lock }
@@ -271,7 +277,7 @@ impl<'a> Run<'a> {
             (Step::Create, node) => {
                 let made = recovery::create(&self.config, &Fatal::new()).map_err(text)?;
                 model.created = true;
-                *node = Some(Node::of(made));
+                *node = Some(Node::of(made, &self.config));
             }
             (Step::Reopen, node) => {
                 node.take().ok_or("it is closed")?.close().await?;
@@ -332,8 +338,7 @@ impl<'a> Run<'a> {
                 };
                 let path = node.shelf.aside();
                 write_durably(&*self.config.files, &path, bytes).map_err(text)?;
-                let bytes = bytes.len() as u64;
-                let file = SnapshotFile { path, meta: meta.clone(), bytes };
+                let file = node.shelf.verify(&path).map_err(text)?;
                 // As openraft does it: what conflicts goes first, the log before it last.
                 model.truncate();
                 node.log.truncate_after(model.last_committed()).await.map_err(text)?;
@@ -351,8 +356,8 @@ impl<'a> Run<'a> {
 }
 
 fn open(config: &Config) -> Result<(Node, RecoveryReport), String> {
-    let opened = recovery::open(config, &Fatal::new()).map_err(text)?;
-    let node = Node::of(opened);
+    let opened = recovery::open(config, &Fatal::new(), &recovery::nobody).map_err(text)?;
+    let node = Node::of(opened, config);
     let report = node.report.clone();
     Ok((node, report))
 }
@@ -557,6 +562,51 @@ async fn start(
     let twice = checked.check(&config(&ground, root.path(), hour)).await;
     tally.starts += 1;
     twice.map(drop).map_err(|why| format!("after a crash in the recovery: {why}"))
+}
+
+/// The state is damaged, and what puts it into the quarantine and builds it anew is cut off, at every
+/// operation. The next start goes on with it: the damage is the same one, not a second.
+#[test]
+fn a_crash_while_a_damaged_state_is_rebuilt_is_no_second_damage() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let hour = Duration::from_hours(1);
+    runtime.block_on(async {
+        let reference = Reference::make().await;
+        let root = scratch();
+        let ground = Ground::new(root.path());
+        let mut run = Run::new(&reference, config(&ground, root.path(), hour));
+        run.all(&history(0)).await;
+        run.node.take().expect("it ran to its end").close().await.expect("it is closed");
+        let wreck = ground.wreck();
+        let checked = Checked { reference: &reference, sure: &run.sure, maybe: &run.maybe };
+        let damaged = |root: &Path| {
+            let ground = wreck.after(Unsynced::Kept, Unsynced::Kept, root);
+            ground.overwrite_sled(|bytes| bytes.iter_mut().step_by(97).for_each(|b| *b ^= 0x40));
+            ground
+        };
+        let mut crash = 0;
+        loop {
+            let root = scratch();
+            let ground = damaged(root.path());
+            ground.files.crash_at(crash);
+            let stopped = checked.check(&config(&ground, root.path(), hour)).await;
+            if !ground.files.stopped() {
+                assert!(stopped.expect("it is rebuilt").quarantined.is_some());
+                break;
+            }
+            let left = ground.wreck();
+            for (ours, sleds) in fates(crash) {
+                let root = scratch();
+                let ground = left.after(ours, sleds, root.path());
+                let again = checked.check(&config(&ground, root.path(), hour)).await;
+                again.unwrap_or_else(|why| panic!("crash at {crash}, {ours:?}, {sleds:?}: {why}"));
+            }
+            crash += 1;
+        }
+        println!("FIGURE crash points of a rebuild = {crash}");
+        assert!(crash > 20, "{crash}");
+    });
 }
 
 #[test]

@@ -64,6 +64,19 @@ impl Ground {
         Wreck { files: self.files.clone(), live: live.collect(), sled: self.sled().clone() }
     }
 
+    /// Damages what sled keeps.
+    pub(super) fn overwrite_sled(&self, damage: impl Fn(&mut [u8])) {
+        for dir in self.sled_dirs() {
+            let path = self.root.join(dir).join("db");
+            let mut bytes = fs::read(&path).expect("it reads");
+            damage(&mut bytes);
+            fs::write(path, bytes).expect("it is written");
+        }
+        let dirs =
+            self.sled_dirs().into_iter().map(|dir| (dir.clone(), tree(&self.root.join(dir))));
+        self.sled().durable = dirs.collect();
+    }
+
     fn sled_dirs(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut open = vec![PathBuf::new()];
