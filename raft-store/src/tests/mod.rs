@@ -12,5 +12,5 @@ mod recovery;
 mod room;
 mod scrub;
 mod suite;
-mod transfer;
 mod sweeps;
+mod transfer;

@@ -144,6 +144,7 @@ impl Node {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn text(error: impl ToString) -> String {
     error.to_string()
 }
@@ -626,7 +627,11 @@ fn a_crash_at_every_file_operation_loses_nothing_acknowledged() {
         runtime().block_on(run.all(&history(seed)));
         assert_eq!(run.sure, run.maybe, "history {seed} runs to its end");
         let operations = ground.files.operations();
-        points.extend((seed % stride..operations).step_by(stride as usize).map(|at| (seed, at)));
+        points.extend(
+            (seed % stride..operations)
+                .step_by(usize::try_from(stride).expect("it is small"))
+                .map(|at| (seed, at)),
+        );
     }
     if std::env::var("SWEEP_CRASH").is_ok() {
         points = vec![(only.unwrap_or(0), size("SWEEP_CRASH", 0))];
@@ -662,5 +667,6 @@ fn a_crash_at_every_file_operation_loses_nothing_acknowledged() {
     println!("FIGURE torn tails trimmed = {}", tally.trimmed);
     println!("FIGURE losses or refusals = {}", tally.failures.len());
     assert!(tally.failures.is_empty(), "{}", tally.failures.join("\n"));
-    assert!(crashes as usize * 10 >= points.len() * 9, "{crashes} of {}", points.len());
+    let meant = points.len() as u64;
+    assert!(crashes * 10 >= meant * 9, "{crashes} of {meant}");
 }

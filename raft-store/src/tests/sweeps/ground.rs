@@ -248,7 +248,9 @@ impl Files for Ground {
             self.files.sync_dir(&self.ours(dir))?;
             let mut sled = self.sled();
             let Sled { durable, unsynced } = &mut *sled;
-            std::mem::take(unsynced).iter().for_each(|naming| naming.apply(durable));
+            for naming in std::mem::take(unsynced) {
+                naming.apply(durable);
+            }
             return Ok(());
         }
         self.files.elsewhere(Operation::SyncDir, || {
