@@ -16,7 +16,7 @@
 //! checksum: <the first 16 bytes of SHA-256 of the fields above, in hex>
 //! ```
 //!
-//! The secret is split ([`crate::shamir`]) and seals the private key (AES-256-GCM; kit, threshold and
+//! The secret is split (`shamir`) and seals the private key (AES-256-GCM; kit, threshold and
 //! number of shares are authenticated), so shares that do not belong together are noticed and never
 //! give a wrong key. The checksum tells a typing error from that.
 //!

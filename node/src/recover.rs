@@ -161,13 +161,13 @@ async fn must_be_lost(
     let here = names(&|voter| answering.contains(&voter.node));
     if quorum {
         return Err(format!(
-            "{here} answers: with this node that is a quorum. Start this node instead"
+            "an answer came from {here}: with this node that is a quorum. Start this node instead"
         ));
     }
     if !here.is_empty() {
         return Err(format!(
-            "{here} answers: stop it first. Of those that are left only one may go on, best the one \
-             whose log ends last; the others are emptied and join it"
+            "an answer came from {here}: stop that first. Of all that are left only one may go on, best \
+             the one whose log ends last; the others are emptied and join it"
         ));
     }
     if let Some(unknown) = gone.iter().find(|name| others.iter().all(|v| v.name != **name)) {
@@ -178,9 +178,9 @@ async fn must_be_lost(
         return Ok(());
     }
     Err(format!(
-        "{unnamed} does not answer, which does not say that it is gone. A node that comes back goes on \
-         with the old cluster, and the two then differ for ever. If you know that they will not come \
-         back: --i-know-that-these-nodes-are-gone {}",
+        "no answer came from {unnamed}, which does not say that nothing is left there. A node that comes \
+         back goes on with the old cluster, and the two then differ for ever. If you know that they \
+         will not come back: --i-know-that-these-nodes-are-gone {}",
         names(&|_| true)
     ))
 }

@@ -36,7 +36,7 @@ async fn a_survivor_makes_a_new_cluster() {
     cluster.kill(survivor);
     refuses(&cluster, survivor, &[], "with this node that is a quorum").await;
     cluster.kill(other);
-    let here = format!("{} answers", cluster.nodes[last].name);
+    let here = format!("an answer came from {}", cluster.nodes[last].name);
     refuses(&cluster, survivor, &[], &here).await;
     cluster.kill(last);
     let both = [&*cluster.nodes[other].name, &cluster.nodes[last].name].map(str::to_owned);
