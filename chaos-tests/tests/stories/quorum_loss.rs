@@ -40,9 +40,9 @@ async fn a_survivor_makes_a_new_cluster() {
     refuses(&cluster, survivor, &[], &here).await;
     cluster.kill(last);
     let both = [&*cluster.nodes[other].name, &cluster.nodes[last].name].map(str::to_owned);
-    refuses(&cluster, survivor, &[], "does not say that it is gone").await;
+    refuses(&cluster, survivor, &[], "does not say that nothing is left there").await;
     let one = [both[0].clone()];
-    refuses(&cluster, survivor, &one, "does not say that it is gone").await;
+    refuses(&cluster, survivor, &one, "does not say that nothing is left there").await;
     let unknown = [both[0].clone(), "n9".to_owned()];
     refuses(&cluster, survivor, &unknown, "n9 is no other voter").await;
     let foreign = cluster.folder().join("stranger.pem");
