@@ -3,8 +3,8 @@
 //!
 //! A damaged snapshot goes to the quarantine and another one is built. A damaged state, or the
 //! snapshot that it stands on, can not be repaired under a running Raft: it is condemned and the
-//! process stops; the next start builds it
-//! anew, and counts the damage as any other ([`crate::recovery`]).
+//! process stops; the next start builds it anew, and counts the damage as any other
+//! ([`crate::recovery`]).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::snapshots::{Found, Shelf, SnapshotFile, in_background};
 use crate::state::Store;
 use crate::types::Raft;
 
-/// Read at a time, as for a snapshot.
+/// Of the state, read at a time; of a snapshot, a chunk is.
 const STEP_RECORDS: usize = 256;
 
 pub(crate) struct Scrub {
@@ -63,9 +63,10 @@ impl Scrub {
     /// Between two steps, so that all of them take the interval. Everything was read at the start,
     /// so the first step has time.
     fn pause(&self) -> Duration {
-        let steps = 1 + self.store.note().records / STEP_RECORDS as u64;
-        let files = 1 + self.shelf.all().len() as u64;
-        self.interval / u32::try_from(steps * files).unwrap_or(u32::MAX)
+        let of_state = 1 + self.store.note().records / STEP_RECORDS as u64;
+        let of_files: usize =
+            self.shelf.all().iter().map(|file| 1 + file.contents.places.len()).sum();
+        self.interval / u32::try_from(of_state + of_files as u64).unwrap_or(u32::MAX)
     }
 
     async fn read_state(&self, pause: Duration) -> Result<(), String> {
