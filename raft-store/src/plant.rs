@@ -16,7 +16,6 @@ use crate::files::make_dir;
 use crate::log_store::completion;
 use crate::recovery::{Identity, lock, log_options, prepare};
 use crate::snapshots::{Shelf, SnapshotFile, SnapshotWriter};
-use crate::state::Note;
 use crate::types::{Membership, SnapshotMeta, Vote, log_id};
 
 /// Read at a time.
@@ -70,24 +69,16 @@ fn write_snapshot(
     base: &impl Records,
     changes: &Changes,
 ) -> io::Result<SnapshotFile> {
-    let key = crate::state::SetKey::new(&config.lineage.0);
     let node = BTreeSet::from([config.node.0]);
     let members = openraft::Membership::new(vec![node.clone()], node).map_err(io::Error::other)?;
     let at = Some(log_id(term, index));
     let meta = SnapshotMeta { last_log_id: at, last_membership: Membership::new(at, members) };
     let aside = shelf.aside();
     let mut writer = SnapshotWriter::create(shelf.disk(), &aside, shelf.origin(), &meta)?;
-    let mut sums = Note::default();
     for page in changed(base, changes) {
-        let page = page.map_err(io::Error::other)?;
-        for (name, value) in &page {
-            sums.count(&key, name, None, Some(value));
-        }
-        if !page.is_empty() {
-            writer.chunk(&page)?;
-        }
+        writer.records(&page.map_err(io::Error::other)?)?;
     }
-    writer.finish(&sums)?;
+    writer.finish()?;
     shelf.admit(&shelf.verify(&aside)?)
 }
 

@@ -15,9 +15,6 @@ use crate::types::{SnapshotMeta, TypeConfig};
 /// Read under the store's lock at a time: applying waits that long.
 const READ_RECORDS: usize = 256;
 
-/// Read together when one of them is looked for.
-const CHUNK_RECORDS: usize = 64;
-
 pub(crate) struct Builder {
     store: Arc<Store>,
     shelf: Arc<Shelf>,
@@ -98,7 +95,6 @@ fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Res
         last_membership: frozen.note.membership.clone(),
     };
     let mut writer = SnapshotWriter::create(shelf.disk(), aside, shelf.origin(), &meta)?;
-    let mut sums = Note::default();
     loop {
         let chunk = store.next_frozen_chunk(frozen, READ_RECORDS).map_err(io::Error::other)?;
         let Some(chunk) = chunk else {
@@ -110,24 +106,19 @@ fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Res
         if chunk.is_empty() {
             break;
         }
-        for (name, value) in &chunk {
-            sums.count(store.generations().key(), name, None, Some(value));
-        }
-        for records in chunk.chunks(CHUNK_RECORDS) {
-            writer.chunk(records)?;
-        }
+        writer.records(&chunk)?;
     }
-    if (sums.digest, sums.records) != (frozen.note.digest, frozen.note.records) {
+    if !writer.sums().sums_to(&frozen.note) {
         let what = "its records do not sum to its digest any more";
         store.condemn(what);
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
-    writer.finish(&sums)?;
+    writer.finish()?;
     let file = shelf.admit(&shelf.verify(aside)?)?;
     store.rebase(frozen, &file)?;
     metrics::counter!("strongroom_snapshot_builds_total").increment(1);
     metrics::histogram!("strongroom_snapshot_build_seconds").record(started.elapsed());
-    tracing::info!(index = file.index(), records = sums.records, "a snapshot was built");
+    tracing::info!(index = file.index(), records = frozen.note.records, "a snapshot was built");
     Ok(file)
 }
 

@@ -13,7 +13,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
-use domain::{ClusterId, Lineage};
+use domain::{ClusterId, Lineage, Record};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wal::{DataFile, Files};
@@ -34,9 +34,12 @@ const HEAD_BYTES: usize = 9;
 const CHUNKS_AHEAD: usize = 16;
 
 /// Records in the order of their keys.
-pub(crate) type Chunk = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Chunk = Vec<Record>;
 
-/// A chunk holds a few hundred records of a few KiB at most; anything near this is damage.
+/// How many a chunk holds: all of them are read when one of them is looked for.
+const CHUNK_RECORDS: usize = 64;
+
+/// A chunk's records have a few KiB each at most; anything near this is damage.
 const BLOCK_BYTES_MAX: u32 = 64 << 20;
 
 /// Where a chunk stands in its file, so that one record can be found without reading all of it.
@@ -90,6 +93,8 @@ impl Footer {
 pub(crate) struct SnapshotWriter {
     file: Writer,
     hash: Sha256,
+    key: SetKey,
+    sums: Note,
 }
 
 impl SnapshotWriter {
@@ -101,21 +106,34 @@ impl SnapshotWriter {
     ) -> io::Result<Self> {
         let mut file = Writer::create(files, path)?;
         file.write_all(MAGIC)?;
-        let mut writer = Self { file, hash: Sha256::new_with_prefix(MAGIC) };
+        let (hash, key) = (Sha256::new_with_prefix(MAGIC), SetKey::new(&origin.lineage.0));
+        let mut writer = Self { file, hash, key, sums: Note::default() };
         writer.block(HEADER, &encode(&Header { origin, meta: meta.clone() }))?;
         Ok(writer)
     }
 
-    pub(crate) fn chunk(&mut self, records: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
-        self.block(CHUNK, &encode(&records))
+    /// The next records, in the order of their keys.
+    pub(crate) fn records(&mut self, records: &[Record]) -> io::Result<()> {
+        for chunk in records.chunks(CHUNK_RECORDS) {
+            for (name, value) in chunk {
+                self.sums.count(&self.key, name, None, Some(value));
+            }
+            self.block(CHUNK, &encode(&chunk))?;
+        }
+        Ok(())
+    }
+
+    /// Digest, records and bytes of what was written; the rest of the note is empty.
+    pub(crate) fn sums(&self) -> &Note {
+        &self.sums
     }
 
     /// Writes the footer and makes the file durable; its name is not yet.
-    pub(crate) fn finish(mut self, sums: &Note) -> io::Result<()> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         let footer = Footer {
-            records: sums.records,
-            bytes: sums.bytes,
-            digest: sums.digest.to_bytes(),
+            records: self.sums.records,
+            bytes: self.sums.bytes,
+            digest: self.sums.digest.to_bytes(),
             sha256: self.hash.clone().finalize().into(),
         };
         self.block(FOOTER, &encode(&footer))?;

@@ -56,7 +56,6 @@ impl Pass {
     }
 
     pub(super) fn sums_to(&self, note: &Note) -> bool {
-        let sums = |note: &Note| (note.digest, note.records, note.bytes);
-        sums(&self.sums) == sums(note)
+        self.sums.sums_to(note)
     }
 }
