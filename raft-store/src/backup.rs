@@ -12,10 +12,10 @@ use std::sync::Arc;
 use domain::{ClusterId, Lineage};
 use wal::{Files, RealFiles};
 
-use crate::files::{BUFFER_BYTES, Stream, Writer};
+use crate::files::{BUFFER_BYTES, Stream, Writer, damaged};
 use crate::snapshots::{Origin, Shelf, SnapshotFile, SnapshotReader};
 use crate::state::{Generations, Note, SetKey, View};
-use crate::types::{LogId, index_of};
+use crate::types::{LogId, index_of, term_of};
 
 /// A rehearsal reads everything once.
 const CACHE_BYTES: u64 = 64 << 20;
@@ -196,18 +196,10 @@ impl Summary {
     }
 }
 
-fn term_of(last: Option<&LogId>) -> u64 {
-    last.map_or(0, |id| **id.committed_leader_id())
-}
-
 /// A source that just ends says no more than that.
 fn cut(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() {
         return damaged("it ends before its end: it was cut off");
     }
     error
-}
-
-fn damaged(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
 }

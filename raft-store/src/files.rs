@@ -4,6 +4,7 @@
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use wal::{DataFile, Files};
 
@@ -43,6 +44,16 @@ pub(crate) fn remove_if_there(files: &dyn Files, path: &Path) -> io::Result<()> 
     }
 }
 
+/// What was read is not what was written.
+pub(crate) fn damaged(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Now, in seconds of Unix time.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
+
 /// A file from front to end. One that grows meanwhile ends where it ended when it was opened.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -63,10 +74,9 @@ impl Stream {
 
     /// The next bytes, up to [`BUFFER_BYTES`]; none are the end.
     pub(crate) fn next(&mut self) -> io::Result<Vec<u8>> {
-        let count =
-            usize::try_from(self.end - self.at).map_or(BUFFER_BYTES, |n| n.min(BUFFER_BYTES));
-        let mut bytes = vec![0; count];
-        self.read_exact(&mut bytes)?;
+        let mut bytes = vec![0; BUFFER_BYTES];
+        let count = self.read(&mut bytes)?;
+        bytes.truncate(count);
         Ok(bytes)
     }
 }

@@ -17,7 +17,7 @@ use crate::fatal::Fatal;
 use crate::log_store::parse;
 use crate::recovery::{self, Opened};
 use crate::state::{Note, Overlay, Store, decide};
-use crate::types::{LogId, index_of};
+use crate::types::{LogId, index_of, term_of};
 
 /// A replica that takes part in nothing. It is held as long as this lives.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Survivor {
     }
 
     pub fn last_term(&self) -> u64 {
-        self.note.applied.map_or(0, |id| **id.committed_leader_id())
+        term_of(self.note.applied.as_ref())
     }
 
     /// No term that this node has heard of is above this one.
@@ -85,10 +85,7 @@ impl Survivor {
 
 impl Records for Survivor {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
-        match self.tail.get(key) {
-            Some(change) => Ok(change.clone()),
-            None => self.store.read(|view| view.get(key)),
-        }
+        self.store.read(|view| Overlay::over(view, &self.tail).get(key))
     }
 
     fn scan(

@@ -44,6 +44,11 @@ pub(crate) fn index_of(position: Option<&LogId>) -> u64 {
     position.map_or(0, LogId::index)
 }
 
+/// The term of a log position; 0 is "none".
+pub(crate) fn term_of(position: Option<&LogId>) -> u64 {
+    position.map_or(0, |id| **id.committed_leader_id())
+}
+
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Proposal({} bytes)", self.0.len())

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use openraft::RaftSnapshotBuilder;
 
+use crate::files::damaged;
 use crate::snapshots::format::SnapshotWriter;
 use crate::snapshots::shelf::{Shelf, SnapshotFile};
 use crate::state::{Frozen, LogWeight, Note, Store};
@@ -111,7 +112,7 @@ fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Res
     if !writer.sums().sums_to(&frozen.note) {
         let what = "its records do not sum to its digest any more";
         store.condemn(what);
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        return Err(damaged(what));
     }
     writer.finish()?;
     let file = shelf.admit(&shelf.verify(aside)?)?;

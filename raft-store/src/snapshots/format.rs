@@ -19,9 +19,9 @@ use sha2::{Digest, Sha256};
 use wal::{DataFile, Files};
 
 use crate::codec::{decode, encode};
-use crate::files::{Stream, Writer};
+use crate::files::{Stream, Writer, damaged};
 use crate::state::{Note, SetKey};
-use crate::types::{SnapshotMeta, index_of};
+use crate::types::{SnapshotMeta, index_of, term_of};
 
 const MAGIC: &[u8; 8] = b"SRSNAP01";
 const HEADER: u8 = 1;
@@ -243,20 +243,19 @@ impl<R: Read> SnapshotReader<R> {
     pub(crate) fn next_chunk(&mut self) -> io::Result<Option<Chunk>> {
         let Some((_, body)) = self.next_body()? else { return Ok(None) };
         let chunk: Chunk = decode(&body)?;
-        self.check_order(&chunk)?;
+        chunk.iter().try_for_each(|(name, _)| follow(&mut self.last, name))?;
         Ok(Some(chunk))
     }
+}
 
-    /// The same key twice would count twice and stand once; the byte 0 begins a replica's own note.
-    fn check_order(&mut self, chunk: &Chunk) -> io::Result<()> {
-        for (key, _) in chunk {
-            if *key <= self.last || key[0] == 0 {
-                return Err(damaged("its records are not in their order"));
-            }
-            self.last.clone_from(key);
-        }
-        Ok(())
+/// The same key twice would count twice and stand once; the byte 0 begins a replica's own note.
+fn follow(last: &mut Vec<u8>, name: &[u8]) -> io::Result<()> {
+    if *name <= **last || name[0] == 0 {
+        return Err(damaged("its records are not in their order"));
     }
+    last.clear();
+    last.extend_from_slice(name);
+    Ok(())
 }
 
 fn block(source: &mut impl Read, hash: &mut Sha256) -> io::Result<(u8, Vec<u8>)> {
@@ -320,12 +319,7 @@ impl Contents {
         let mut first = None;
         for record in records(body) {
             let (name, value) = record?;
-            // The same key twice would count twice and stand once; the byte 0 is not domain's.
-            if *name <= *self.last || name[0] == 0 {
-                return Err(damaged("its records are not in their order"));
-            }
-            self.last.clear();
-            self.last.extend_from_slice(name);
+            follow(&mut self.last, name)?;
             first.get_or_insert(name);
             self.sums.count(key, name, None, Some(value));
         }
@@ -407,7 +401,7 @@ fn take_length(bytes: &mut &[u8]) -> Option<usize> {
 /// `<index>-<term>.snapshot`, sorted by name as by index.
 pub(crate) fn file_name(meta: &SnapshotMeta) -> String {
     let index = index_of(meta.last_log_id.as_ref());
-    let term = meta.last_log_id.map_or(0, |id| **id.committed_leader_id());
+    let term = term_of(meta.last_log_id.as_ref());
     format!("{index:020}-{term:020}.snapshot")
 }
 
@@ -418,8 +412,4 @@ fn head(kind: u8, length: u32, body: &[u8]) -> [u8; HEAD_BYTES] {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&head[..5]), body);
     head[5..].copy_from_slice(&crc.to_le_bytes());
     head
-}
-
-fn damaged(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
 }

@@ -13,6 +13,7 @@ use domain::{Broken, Changes};
 use tokio::sync::oneshot;
 
 use crate::fatal::Fatal;
+use crate::files::{damaged, unix_seconds};
 use crate::snapshots::{Chunk, SnapshotFile};
 use crate::state::base::Base;
 use crate::state::flusher::{self, Request};
@@ -133,8 +134,7 @@ impl Store {
         if Note::open(self.generations.key(), &sealed.ok_or("there is no note")?)? != *note {
             return Err("its note is another than the one in use".into());
         }
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        self.scrubbed.store(now, Ordering::Relaxed);
+        self.scrubbed.store(unix_seconds(), Ordering::Relaxed);
         Ok(true)
     }
 
@@ -227,8 +227,7 @@ impl Store {
             let rest = inner.loaded.values(frozen.take_changed().iter());
             rest.and_then(|rest| next.put(key, &rest)).map_err(io::Error::other)?;
             if !next.note.sums_to(&inner.loaded.note) {
-                let what = "the copied state does not sum to its digest: it is damaged";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                return Err(damaged("the copied state does not sum to its digest: it is damaged"));
             }
             let note = inner.loaded.note.clone();
             next.make(key, Staged::default(), note).map_err(io::Error::other)?;
