@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use domain::{Broken, Record};
 use wal::{DataFile, Files};
 
-use crate::snapshots::{Contents, Place, SnapshotFile, read_chunk, records};
+use crate::snapshots::{Place, SnapshotFile, read_chunk, records};
 use crate::state::note::Note;
 
 /// Chunks that are kept in memory, each in the slot of its number.
@@ -19,10 +19,8 @@ const SLOTS: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Base {
-    path: PathBuf,
-    name: String,
+    snapshot: SnapshotFile,
     file: Arc<dyn DataFile>,
-    contents: Arc<Contents>,
     hidden: Vec<u64>,
     recent: Mutex<Vec<Option<Recent>>>,
 }
@@ -37,29 +35,31 @@ pub(super) struct Found {
 }
 
 impl Base {
-    pub(crate) fn open(disk: &dyn Files, snapshot: &SnapshotFile) -> io::Result<Self> {
+    pub(crate) fn open(disk: &dyn Files, snapshot: SnapshotFile) -> io::Result<Self> {
         let words = usize::try_from(snapshot.contents.sums.records.div_ceil(64));
         Ok(Self {
-            path: snapshot.path.clone(),
-            name: snapshot.name().to_owned(),
             file: disk.open(&snapshot.path)?,
-            contents: Arc::clone(&snapshot.contents),
+            snapshot,
             hidden: vec![0; words.map_err(io::Error::other)?],
             recent: Mutex::new(vec![None; SLOTS]),
         })
     }
 
     pub(crate) fn path(&self) -> PathBuf {
-        self.path.clone()
+        self.snapshot.path.clone()
     }
 
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        self.snapshot.name()
     }
 
     /// What all its records sum to, the hidden ones among them.
     pub(super) fn sums(&self) -> &Note {
-        &self.contents.sums
+        &self.snapshot.contents.sums
+    }
+
+    fn places(&self) -> &[Place] {
+        &self.snapshot.contents.places
     }
 
     pub(super) fn hide(&mut self, ordinal: u64) {
@@ -76,7 +76,7 @@ impl Base {
     pub(super) fn find(&self, key: &[u8]) -> Result<Option<Found>, Broken> {
         let Some(chunk) = self.chunk_of(key) else { return Ok(None) };
         let body = self.chunk(chunk)?;
-        for (ordinal, record) in (self.contents.places[chunk].ordinal..).zip(records(&body)) {
+        for (ordinal, record) in (self.places()[chunk].ordinal..).zip(records(&body)) {
             let (name, value) = record.map_err(|error| self.broken(&error))?;
             if name == key {
                 return Ok(Some(Found { ordinal, value: value.to_vec() }));
@@ -102,17 +102,17 @@ impl Base {
         limit: usize,
     ) -> Result<Vec<Record>, Broken> {
         let mut found = Vec::new();
-        let places = &self.contents.places;
+        let places = self.places();
         let mut chunk = self.chunk_of(start).unwrap_or(0);
         while chunk < places.len() && found.len() < limit {
             let end = places.get(chunk + 1).map_or(self.sums().records, |next| next.ordinal);
             let shown = self.next_shown(places[chunk].ordinal);
             if shown >= end {
-                // All of it is hidden, and maybe much that follows.
-                chunk = places.partition_point(|place| place.ordinal <= shown) - 1;
                 if shown >= self.sums().records {
                     break;
                 }
+                // All of it is hidden, and maybe much that follows.
+                chunk = places.partition_point(|place| place.ordinal <= shown) - 1;
                 continue;
             }
             let body = self.chunk(chunk)?;
@@ -133,7 +133,7 @@ impl Base {
 
     /// The chunk that a key would stand in.
     fn chunk_of(&self, key: &[u8]) -> Option<usize> {
-        self.contents.places.partition_point(|place| *place.first <= *key).checked_sub(1)
+        self.places().partition_point(|place| *place.first <= *key).checked_sub(1)
     }
 
     /// The first ordinal from here on that is not hidden.
@@ -156,8 +156,8 @@ impl Base {
                 return Ok(Arc::clone(body));
             }
         }
-        let place: &Place = &self.contents.places[number];
-        let body = read_chunk(&*self.file, place).map_err(|error| self.broken(&error))?;
+        let body =
+            read_chunk(&*self.file, &self.places()[number]).map_err(|error| self.broken(&error))?;
         let body = Arc::new(body);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent[slot] = Some((number, Arc::clone(&body)));
@@ -165,7 +165,7 @@ impl Base {
     }
 
     fn broken(&self, error: &io::Error) -> Broken {
-        Broken(format!("{}: {error}", self.path.display()))
+        Broken(format!("{}: {error}", self.snapshot.path.display()))
     }
 }
 

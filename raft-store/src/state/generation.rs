@@ -11,11 +11,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use wal::Files;
 
-use crate::files::{make_dir, read, remove_if_there, write_durably};
+use crate::files::{damaged, make_dir, read, remove_if_there, unix_seconds, write_durably};
 use crate::snapshots::{Shelf, SnapshotFile};
 use crate::state::base::Base;
 use crate::state::digest::SetKey;
@@ -81,8 +81,8 @@ impl Generations {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text?,
         };
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "CURRENT names no generation");
-        Current::parse(&text).map(Some).ok_or_else(invalid)
+        let current = Current::parse(&text);
+        current.map(Some).ok_or_else(|| damaged("CURRENT names no generation"))
     }
 
     /// From here on this is the one.
@@ -103,7 +103,7 @@ impl Generations {
             return Err(format!("while it was in use: {}", String::from_utf8_lossy(&why)));
         }
         let marker = self.dir.join("OPENING");
-        let tried = read(&*self.disk, &marker).map_or(0, |text| parsed(&text).unwrap_or(0));
+        let tried = read(&*self.disk, &marker).map_or(0, |text| number_in(&text).unwrap_or(0));
         if tried >= 2 {
             return Err("the process died twice while opening it".into());
         }
@@ -111,15 +111,7 @@ impl Generations {
         let wrote = write_durably(&*self.disk, &marker, text.as_bytes());
         wrote.map_err(|error| format!("OPENING can not be written: {error}"))?;
         let checked = catch_unwind(AssertUnwindSafe(|| {
-            let base = match &current.base {
-                None => None,
-                Some(name) => {
-                    let snapshot = shelf.find(name);
-                    Some(snapshot.ok_or("the snapshot that it stands on is damaged or gone")?)
-                }
-            };
-            let base = base.map(|snapshot| Base::open(&*self.disk, &snapshot)).transpose();
-            let base = base.map_err(|error| format!("the snapshot it stands on: {error}"))?;
+            let base = current.base.as_ref().map(|name| self.base(name, shelf)).transpose()?;
             let tree = self.open_tree(current.number)?;
             Loaded::check(current.number, tree, base, &self.key)
         }));
@@ -130,6 +122,13 @@ impl Generations {
         });
         self.disk.remove(&marker).map_err(|error| format!("OPENING stays: {error}"))?;
         loaded
+    }
+
+    fn base(&self, name: &str, shelf: &Shelf) -> Result<Base, String> {
+        let snapshot =
+            shelf.find(name).ok_or("the snapshot that it stands on is damaged or gone")?;
+        Base::open(&*self.disk, snapshot)
+            .map_err(|error| format!("the snapshot that it stands on: {error}"))
     }
 
     fn open_tree(&self, number: u64) -> Result<sled::Db, String> {
@@ -160,7 +159,7 @@ impl Generations {
 
     /// A generation that is what this snapshot is, durable, not yet in use.
     pub(crate) fn over(&self, snapshot: &SnapshotFile) -> io::Result<Loaded> {
-        let base = Base::open(&*self.disk, snapshot)?;
+        let base = Base::open(&*self.disk, snapshot.clone())?;
         let note = Note {
             applied: snapshot.meta.last_log_id,
             membership: snapshot.meta.last_membership.clone(),
@@ -190,8 +189,8 @@ impl Generations {
     /// Puts a damaged generation out of the way, for a person to look at.
     pub(crate) fn quarantine(&self, number: u64) -> io::Result<()> {
         make_dir(&*self.disk, &self.quarantine)?;
-        let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        let target = self.quarantine.join(format!("state-{now}-gen-{number:06}"));
+        let name = format!("state-{}-gen-{number:06}", unix_seconds());
+        let target = self.quarantine.join(name);
         match self.disk.rename(&self.path(number), &target) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             moved => moved?,
@@ -203,7 +202,7 @@ impl Generations {
 
     /// How many generations were quarantined within the last `span`.
     pub(crate) fn quarantined_within(&self, span: Duration) -> usize {
-        let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let now = unix_seconds();
         let at = |name: String| -> Option<u64> {
             name.strip_prefix("state-")?.split('-').next()?.parse().ok()
         };
@@ -265,7 +264,7 @@ fn remove_torn_snapshots(disk: &dyn Files, path: &Path) -> io::Result<()> {
 }
 
 /// A file that holds nothing but a number.
-fn parsed<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
+fn number_in(text: &[u8]) -> Option<u32> {
     std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 

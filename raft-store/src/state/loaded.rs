@@ -102,14 +102,14 @@ impl Loaded {
             if let Some((false, found)) = &below {
                 staged.hide.push(found.ordinal);
             }
-            match (change, &below) {
-                (Some(value), below) => {
+            match change {
+                Some(value) => {
                     staged.batch.insert(name.as_slice(), value.as_slice());
                     if above.is_none() && below.as_ref().is_some_and(|(hidden, _)| *hidden) {
                         staged.batch.remove(removed(name));
                     }
                 }
-                (None, below) => {
+                None => {
                     staged.batch.remove(name.as_slice());
                     if below.is_some() {
                         staged.batch.insert(removed(name), &[]);
