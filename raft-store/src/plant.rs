@@ -12,9 +12,8 @@ use tokio::sync::oneshot;
 use crate::codec::encode;
 use crate::config::Config;
 use crate::error::OpenError;
-use crate::files::make_dir;
 use crate::log_store::completion;
-use crate::recovery::{Identity, lock, log_options, prepare};
+use crate::recovery::{Identity, log_options, occupy, prepare};
 use crate::snapshots::{Shelf, SnapshotFile, SnapshotWriter};
 use crate::types::{Membership, SnapshotMeta, Vote, log_id};
 
@@ -38,14 +37,7 @@ pub fn plant(
     base: &impl Records,
     changes: &Changes,
 ) -> Result<Planted, OpenError> {
-    let dir = &config.dir;
-    let files = &*config.files;
-    make_dir(files, dir).map_err(OpenError::io(dir))?;
-    let names = files.list(dir).map_err(OpenError::io(dir))?;
-    if names.iter().any(|name| name != "LOCK") {
-        return Err(OpenError::NotEmpty(dir.clone()));
-    }
-    let _lock = lock(dir)?;
+    let _lock = occupy(config)?;
     let (generations, shelf) = prepare(config)?;
     let planted = (|| {
         let file = write_snapshot(config, &shelf, (term, index), base, changes)?;
@@ -55,7 +47,7 @@ pub fn plant(
         let (records, bytes, digest) = (note.records, note.bytes, note.digest.to_hex());
         Ok(Planted { records, bytes, digest })
     })();
-    let planted = planted.map_err(OpenError::io(dir))?;
+    let planted = planted.map_err(OpenError::io(&config.dir))?;
     begin_log(config, term, index)?;
     // Last, since with it the directory holds a replica.
     Identity::of(config).write(config)?;

@@ -80,15 +80,8 @@ pub(crate) struct Identity {
 }
 
 pub(crate) fn create(config: &Config, fatal: &Fatal) -> Result<Opened, OpenError> {
-    let dir = &config.dir;
-    let files = &*config.files;
-    make_dir(files, dir).map_err(OpenError::io(dir))?;
-    let names = files.list(dir).map_err(OpenError::io(dir))?;
-    if names.iter().any(|name| name != "LOCK") {
-        return Err(OpenError::NotEmpty(dir.clone()));
-    }
-    let lock = lock(dir)?;
-    let log = wal::Log::create(&dir.join("log"), log_options(config))?;
+    let lock = occupy(config)?;
+    let log = wal::Log::create(&config.dir.join("log"), log_options(config))?;
     let (generations, shelf) = prepare(config)?;
     let loaded = empty(&generations)?;
     // Last, since with it the directory holds a replica.
@@ -179,7 +172,19 @@ impl Identity {
     }
 }
 
-pub(crate) fn lock(dir: &Path) -> Result<File, OpenError> {
+/// An empty directory, for a replica to be made in.
+pub(crate) fn occupy(config: &Config) -> Result<File, OpenError> {
+    let dir = &config.dir;
+    let files = &*config.files;
+    make_dir(files, dir).map_err(OpenError::io(dir))?;
+    let names = files.list(dir).map_err(OpenError::io(dir))?;
+    if names.iter().any(|name| name != "LOCK") {
+        return Err(OpenError::NotEmpty(dir.clone()));
+    }
+    lock(dir)
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("LOCK");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(OpenError::io(&path))?;
