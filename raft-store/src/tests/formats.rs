@@ -12,7 +12,7 @@ use std::process::Command;
 use domain::{FORMAT, FORMAT_OLDEST, NodeId, view};
 
 use super::commands::{create_key, has_key, switch_format};
-use super::house::{House, soon, until, within};
+use super::house::{House, listed, soon, until, within};
 use crate::fatal::Fatal;
 use crate::{Config, OpenError, RecoveryPath, recovery};
 
@@ -121,7 +121,7 @@ async fn a_newer_format_of_any_file_is_refused_and_left_alone() {
         (
             "snapshots",
             |dir| {
-                let file = only(&dir.join("snapshots"), ".snapshot");
+                let file = listed(&dir.join("snapshots"), ".snapshot").swap_remove(0);
                 let mut bytes = fs::read(&file).expect("it reads");
                 bytes[6..8].copy_from_slice(b"99");
                 fs::write(file, bytes).expect("it is written");
@@ -131,7 +131,7 @@ async fn a_newer_format_of_any_file_is_refused_and_left_alone() {
         (
             "log",
             |dir| {
-                let file = only(&dir.join("log"), ".wal");
+                let file = listed(&dir.join("log"), ".wal").swap_remove(0);
                 let mut bytes = fs::read(&file).expect("it reads");
                 bytes[8..12].copy_from_slice(&99_u32.to_le_bytes());
                 bytes[12..16].fill(0);
@@ -193,14 +193,6 @@ async fn a_replica_stops_at_the_switch_to_a_format_that_it_does_not_read() {
     until("it has what the others have", || replica.status().applied_index >= applied).await;
     let (ours, theirs) = (replica.status(), house.replica(1).status());
     assert_eq!(ours.state_digest.value, theirs.state_digest.value);
-}
-
-fn only(dir: &Path, suffix: &str) -> PathBuf {
-    let entries = fs::read_dir(dir).expect("it reads").flatten().map(|entry| entry.path());
-    let mut found: Vec<_> =
-        entries.filter(|path| path.to_string_lossy().ends_with(suffix)).collect();
-    found.sort();
-    found.swap_remove(0)
 }
 
 /// Every file that stands for something, and its size.

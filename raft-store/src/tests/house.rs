@@ -111,6 +111,15 @@ pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// What stands in a directory under such names, in their order.
+pub(super) fn listed(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("it reads").flatten().map(|entry| entry.path());
+    let mut found: Vec<_> =
+        entries.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+    found.sort();
+    found
+}
+
 impl House {
     pub(super) fn new(nodes: u64) -> Self {
         let identities: BTreeMap<_, _> =

@@ -6,12 +6,8 @@ use std::path::{Path, PathBuf};
 use domain::NodeId;
 
 use super::commands::{create_key, has_key};
-use super::house::{House, copy, soon, until, within};
+use super::house::{House, copy, listed, soon, until, within};
 use crate::{OpenError, RecoveryPath, Replica};
-
-fn first_number(text: &str) -> u64 {
-    text.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
-}
 
 /// A cluster of one with some keys, and the last of them.
 async fn filled(house: &mut House) -> (Replica, u64) {
@@ -32,10 +28,11 @@ async fn purged(replica: &Replica, mut last: u64) {
     }
 }
 
-fn current(house: &House) -> PathBuf {
-    let state = house.dir(1).join("state");
-    let number = fs::read_to_string(state.join("CURRENT")).expect("there is one");
-    state.join(format!("gen-{:06}", first_number(&number)))
+/// Where sled stands in a replica's directory.
+fn current(dir: &Path) -> PathBuf {
+    let text = fs::read_to_string(dir.join("state/CURRENT")).expect("there is one");
+    let number = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
+    dir.join(format!("state/gen-{:06}", number.expect("a number")))
 }
 
 /// The value of a record stands in the file as it is, so it can be found and changed.
@@ -65,7 +62,7 @@ async fn a_damaged_state_is_rebuilt_from_a_snapshot_and_the_log() {
     drop(replica);
     within(10, house.stop(1)).await;
 
-    damage(&current(&house).join("db"));
+    damage(&current(&house.dir(1)).join("db"));
     let (replica, report) = reopened(&mut house).await;
     assert_eq!(report.path, RecoveryPath::FromSnapshot);
     assert!(report.quarantined.is_some());
@@ -76,7 +73,7 @@ async fn a_damaged_state_is_rebuilt_from_a_snapshot_and_the_log() {
     drop(replica);
     within(10, house.stop(1)).await;
 
-    damage(&current(&house).join("db"));
+    damage(&current(&house.dir(1)).join("db"));
     let again = house.open(1).await.err();
     assert!(matches!(again, Some(OpenError::DamagedAgain { .. })), "{again:?}");
 }
@@ -90,7 +87,7 @@ async fn one_flipped_bit_anywhere_in_sled_is_never_served() {
     within(10, house.stop(1)).await;
     let kept = house.dir(1).with_extension("kept");
     fs::rename(house.dir(1), &kept).expect("it moves");
-    let file = current_of(&kept).join("db");
+    let file = current(&kept).join("db");
     let bytes = fs::read(&file).expect("it reads");
     let used = bytes.iter().rposition(|byte| *byte != 0).expect("it is not empty");
     for part in 0..8 {
@@ -98,18 +95,13 @@ async fn one_flipped_bit_anywhere_in_sled_is_never_served() {
         copy(&kept, &house.dir(1));
         let mut damaged = bytes.clone();
         damaged[used * part / 8 + 1234] ^= 1 << part;
-        fs::write(current(&house).join("db"), damaged).expect("it is written");
+        fs::write(current(&house.dir(1)).join("db"), damaged).expect("it is written");
         let (replica, report) = reopened(&mut house).await;
         assert_eq!(replica.status().state_digest.value, whole.value, "{report:?}");
         assert!(replica.read(|view| has_key(view, 1) && has_key(view, last)));
         drop(replica);
         within(10, house.stop(1)).await;
     }
-}
-
-fn current_of(dir: &Path) -> PathBuf {
-    let number = fs::read_to_string(dir.join("state/CURRENT")).expect("there is one");
-    dir.join(format!("state/gen-{:06}", first_number(&number)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,12 +153,7 @@ async fn without_state_and_snapshots_a_purged_log_is_refused() {
     copy(&house.dir(1), &kept);
     fs::remove_dir_all(house.dir(1).join("state")).expect("it goes");
     // One damaged snapshot of two is no harm.
-    let mut snapshots: Vec<_> = fs::read_dir(house.dir(1).join("snapshots"))
-        .expect("it reads")
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
-    snapshots.sort();
+    let snapshots = listed(&house.dir(1).join("snapshots"), "");
     assert_eq!(snapshots.len(), 2);
     damage(&snapshots[1]);
     let (replica, report) = reopened(&mut house).await;

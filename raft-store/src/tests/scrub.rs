@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::commands::{create_key, has_key};
-use super::house::{House, soon, until, within};
+use super::house::{House, listed, soon, until, within};
 use crate::{OpenError, RecoveryPath, Replica};
 
 fn hasty() -> House {
@@ -65,8 +65,7 @@ async fn two_snapshots(house: &House, replica: &Replica) -> Vec<PathBuf> {
         replica.propose(create_key(number), soon()).await.expect("it is committed");
         replica.snapshot(soon()).await.expect("it is built");
     }
-    let mut found = snapshots(house);
-    found.sort();
+    let found = snapshots(house);
     assert_eq!(found.len(), 2, "{found:?}");
     let newer = found[1].file_name().expect("it has a name").to_string_lossy().into_owned();
     let current = house.dir(1).join("state/CURRENT");
@@ -78,9 +77,7 @@ async fn two_snapshots(house: &House, replica: &Replica) -> Vec<PathBuf> {
 }
 
 fn snapshots(house: &House) -> Vec<PathBuf> {
-    let entries = fs::read_dir(house.dir(1).join("snapshots")).expect("it reads").flatten();
-    let paths = entries.map(|entry| entry.path());
-    paths.filter(|path| path.extension().is_some_and(|kind| kind == "snapshot")).collect()
+    listed(&house.dir(1).join("snapshots"), ".snapshot")
 }
 
 fn flip(path: &Path) {

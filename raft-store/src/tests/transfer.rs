@@ -2,27 +2,18 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 
 use futures_util::stream::{self, StreamExt};
 use peers::{Bytes, CallError, Peers, Refusal};
 
 use super::commands::{create_key, has_key};
-use super::house::{House, soon, until, within};
+use super::house::{House, listed, soon, until, within};
 use crate::codec::encode;
 use crate::network::{PACE, SnapshotHeader};
 use crate::snapshots::SnapshotReader;
 use crate::types::Vote;
 
 const PIECE: usize = 1 << 10;
-
-fn listed(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir.join("snapshots")).expect("it is there").flatten();
-    let mut found: Vec<_> = entries.map(|entry| entry.path()).collect();
-    found.retain(|path| path.to_str().is_some_and(|path| path.ends_with(ending)));
-    found.sort();
-    found
-}
 
 /// A snapshot of a leader, sent by hand in its name.
 struct Sender {
@@ -56,13 +47,13 @@ async fn only_a_whole_snapshot_is_taken_in() {
         leader.propose(create_key(number), soon()).await.expect("it is committed");
     }
     leader.snapshot(soon()).await.expect("it is built");
-    let built = listed(&house.dir(1), ".snapshot").pop().expect("one was built");
+    let built = listed(&house.dir(1).join("snapshots"), ".snapshot").pop().expect("one was built");
     let bytes = fs::read(&built).expect("it reads");
     let meta = SnapshotReader::new(&bytes[..]).expect("it is one").meta().clone();
     let vote = Vote::new_committed(leader.status().term, 1);
 
     let receiver = house.create(2).await;
-    let dir = house.dir(2);
+    let dir = house.dir(2).join("snapshots");
     let header = Bytes::from(encode(&SnapshotHeader { vote, meta }));
     let (peers, address) = (house.peers(1), house.address(2));
     let mut sender = Sender { peers, address, header, bytes };

@@ -282,8 +282,7 @@ impl<'a> Run<'a> {
             }
             (Step::Reopen, node) => {
                 node.take().ok_or("it is closed")?.close().await?;
-                let (opened, _) = open(&self.config)?;
-                *node = Some(opened);
+                *node = Some(open(&self.config)?);
             }
             (_, None) => return Err("it is closed".into()),
             (Step::Append(count), Some(node)) => {
@@ -356,11 +355,9 @@ impl<'a> Run<'a> {
     }
 }
 
-fn open(config: &Config) -> Result<(Node, RecoveryReport), String> {
+fn open(config: &Config) -> Result<Node, String> {
     let opened = recovery::open(config, &Fatal::new(), &recovery::nobody).map_err(text)?;
-    let node = Node::of(opened, config);
-    let report = node.report.clone();
-    Ok((node, report))
+    Ok(Node::of(opened, config))
 }
 
 // ---- what must be true afterwards ----
@@ -374,7 +371,8 @@ struct Checked<'a> {
 impl Checked<'_> {
     /// Opens what a crash left and compares it with what was acknowledged. Answers how it was found.
     async fn check(&self, config: &Config) -> Result<RecoveryReport, String> {
-        let (mut node, report) = open(config)?;
+        let mut node = open(config)?;
+        let report = node.report.clone();
         let checked = self.look(&mut node).await;
         node.close().await?;
         checked.map(|()| report)
@@ -539,13 +537,13 @@ async fn start(
     seed: u64,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    let hour = Duration::from_hours(1);
-    let root = scratch();
-    let ground = wreck.after(ours, sleds, root.path());
     if !checked.sure.created {
         // Nobody was told of it, so it may as well not be there.
         return Ok(());
     }
+    let hour = Duration::from_hours(1);
+    let root = scratch();
+    let ground = wreck.after(ours, sleds, root.path());
     let report = checked.check(&config(&ground, root.path(), hour)).await?;
     tally.starts += 1;
     *tally.paths.entry(format!("{:?}", report.path)).or_default() += 1;

@@ -57,11 +57,15 @@ impl Ground {
     /// What there is now, for a look at what may come of it. To be taken before sled is closed,
     /// which writes.
     pub(super) fn wreck(&self) -> Wreck {
-        let live = self.sled_dirs().into_iter().map(|dir| {
+        Wreck { files: self.files.clone(), live: self.live(), sled: self.sled().clone() }
+    }
+
+    fn live(&self) -> BTreeMap<PathBuf, Tree> {
+        let with_tree = |dir: PathBuf| {
             let tree = tree(&self.root.join(&dir));
             (dir, tree)
-        });
-        Wreck { files: self.files.clone(), live: live.collect(), sled: self.sled().clone() }
+        };
+        self.sled_dirs().into_iter().map(with_tree).collect()
     }
 
     /// Damages what sled keeps.
@@ -72,9 +76,7 @@ impl Ground {
             damage(&mut bytes);
             fs::write(path, bytes).expect("it is written");
         }
-        let dirs =
-            self.sled_dirs().into_iter().map(|dir| (dir.clone(), tree(&self.root.join(dir))));
-        self.sled().durable = dirs.collect();
+        self.sled().durable = self.live();
     }
 
     fn sled_dirs(&self) -> Vec<PathBuf> {
