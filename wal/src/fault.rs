@@ -126,7 +126,7 @@ impl FaultFiles {
     #[must_use]
     pub fn after_crash(&self, unsynced: Unsynced) -> Self {
         let disk = self.lock();
-        let mut coin = Coin(if let Unsynced::Torn(seed) = unsynced { seed } else { 0 });
+        let mut coin = Random(if let Unsynced::Torn(seed) = unsynced { seed } else { 0 });
         let mut keeps = || match unsynced {
             Unsynced::Lost => false,
             Unsynced::Kept => true,
@@ -419,16 +419,21 @@ fn crashed() -> io::Error {
     io::Error::other("the machine has stopped")
 }
 
-/// `SplitMix64`: seeded, and no dependency of what is not a test.
-struct Coin(u64);
+/// `SplitMix64`: whoever knows the seed can do it again, and it is no dependency of what is not a test.
+#[derive(Debug)]
+pub struct Random(pub u64);
 
-impl Coin {
-    fn toss(&mut self) -> bool {
+impl Random {
+    /// A number below `bound`, which is not 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)) & 1 == 1
+        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (word ^ (word >> 31)) % bound
+    }
+
+    fn toss(&mut self) -> bool {
+        self.below(2) == 1
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use wal::fault::{Failure, FaultFiles, Operation, Unsynced};
+use wal::fault::{Failure, FaultFiles, Operation, Random, Unsynced};
 use wal::{Entry, Files, Identity, Log, OpenError, Options, Purged, Recovered, WriteError};
 
 const IDENTITY: Identity = Identity { cluster: [7; 16], node: 3 };
@@ -152,17 +152,6 @@ fn history(seed: u64, steps: usize) -> Vec<Step> {
             _ => Step::Vote,
         })
         .collect()
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)) % bound
-    }
 }
 
 type Outcome = (usize, Result<(), WriteError>);

@@ -10,10 +10,10 @@ use std::time::Duration;
 use domain::NodeId;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use openraft::{EntryPayload, RaftLogReader, RaftSnapshotBuilder, StorageHelper};
-use wal::fault::Unsynced;
+use wal::fault::{Random, Unsynced};
 
 use super::ground::{Ground, Wreck};
-use super::{Random, scratch, size};
+use super::{scratch, size};
 use crate::config::Config;
 use crate::fatal::Fatal;
 use crate::files::write_durably;

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use wal::fault::{FaultFiles, Operation, Unsynced};
+use wal::fault::{FaultFiles, Operation, Random, Unsynced};
 use wal::{DataFile, Files};
 
 const PAGE: usize = 4096;
@@ -137,7 +137,7 @@ impl Wreck {
 
     /// Every page by the toss of a coin; a file or a directory that had no durable name may be gone.
     fn torn(&self, seed: u64) -> BTreeMap<PathBuf, Tree> {
-        let mut coin = super::Random(seed);
+        let mut coin = Random(seed);
         let mut found = self.sled.durable.clone();
         for naming in &self.sled.unsynced {
             if coin.below(2) == 0 {

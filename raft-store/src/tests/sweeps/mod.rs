@@ -6,18 +6,6 @@
 mod crash;
 mod ground;
 
-/// `SplitMix64`: a sweep is replayed from its numbers.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)) % bound
-    }
-}
-
 /// How much of a sweep is run: every so many points, and how many histories.
 fn size(variable: &str, sample: u64) -> u64 {
     std::env::var(variable).map_or(sample, |text| text.parse().expect("a number"))
