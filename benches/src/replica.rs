@@ -12,11 +12,8 @@ use domain::{
     Standing, Target, Time, Token, TokenId, Version, Vote, Wrapped,
 };
 use peers::testing::{FixedRoster, SoftwareIdentity};
-use peers::{
-    BoxFuture, Bytes, Caller, CancellationToken, Identity, Incoming, Lane, Options, Peers, Refusal,
-    Service,
-};
-use raft_store::{Addresses, Config, Handler, Replica};
+use peers::{CancellationToken, Identity, Options, Peers};
+use raft_store::{Addresses, Config, Replica};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
@@ -78,33 +75,6 @@ impl Addresses for Meeting {
     }
 }
 
-struct Mounted(Handler);
-
-impl Service for Mounted {
-    fn call(
-        &self,
-        from: Caller,
-        lane: Lane,
-        request: Bytes,
-    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
-        Box::pin(async move {
-            let (Caller::Member(from), Lane::Raft) = (from, lane) else {
-                return Err(Refusal::Denied("not here".into()));
-            };
-            self.0.call(NodeId(from), request).await
-        })
-    }
-
-    fn receive(
-        &self,
-        from: u64,
-        header: Bytes,
-        body: Incoming,
-    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
-        Box::pin(self.0.receive(NodeId(from), header, body))
-    }
-}
-
 impl Node {
     /// A new replica, or the one that is there. Tells how long that took.
     ///
@@ -138,7 +108,7 @@ impl Node {
         fs::write(&aside, card).expect("it is written");
         fs::rename(aside, meeting.card(node)).expect("it is published");
         let stop = CancellationToken::new();
-        let service = Arc::new(Mounted(replica.handler()));
+        let service = Arc::new(replica.handler());
         let serving = {
             let stop = stop.clone();
             async move { peers.serve(listener, service, stop).await }

@@ -60,9 +60,7 @@ impl Service for WireService {
     ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
         Box::pin(async move {
             match (lane, from) {
-                (Lane::Raft, Caller::Member(node)) => {
-                    self.raft()?.call(NodeId(node), request).await
-                }
+                (Lane::Raft, from) => self.raft()?.call(from, lane, request).await,
                 (Lane::Forward, Caller::Member(node)) => match request.first() {
                     Some(&REQUEST) => {
                         let Above { router, .. } = self.above()?;
@@ -77,7 +75,7 @@ impl Service for WireService {
                 (Lane::Join, caller) => {
                     self.above()?.custody.handle_join(caller, &request).await.map(Bytes::from)
                 }
-                (Lane::Raft | Lane::Forward, Caller::Stranger { .. }) | (Lane::Snapshot, _) => {
+                (Lane::Forward, Caller::Stranger { .. }) | (Lane::Snapshot, _) => {
                     Err(Refusal::Denied("not on this lane".into()))
                 }
             }
@@ -90,7 +88,7 @@ impl Service for WireService {
         header: Bytes,
         body: Incoming,
     ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
-        Box::pin(async move { self.raft()?.receive(NodeId(from), header, body).await })
+        Box::pin(async move { self.raft()?.receive(from, header, body).await })
     }
 }
 

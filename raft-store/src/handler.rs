@@ -8,7 +8,7 @@ use bytes::Bytes;
 use domain::NodeId;
 use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesResponse, VoteResponse};
-use peers::{Incoming, Refusal};
+use peers::{BoxFuture, Caller, Incoming, Lane, Refusal, Service};
 use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 
@@ -26,8 +26,9 @@ use crate::types::{Raft, TypeConfig};
 /// waits long behind it.
 const PART_BYTES: u64 = 1 << 20;
 
-/// Answers the lanes `Raft` and `Snapshot`; to be mounted in the node's `peers::Service`. Until Raft
-/// runs it answers only what others want to know before they start themselves.
+/// Serves the lanes `Raft` and `Snapshot`, and refuses the others: a node that has more to serve
+/// mounts it in its own [`Service`]. Until Raft runs it answers only what others want to know before
+/// they start themselves.
 #[derive(Clone)]
 pub struct Handler {
     pub(crate) raft: Arc<OnceLock<Raft>>,
@@ -65,9 +66,34 @@ impl std::fmt::Debug for Handler {
     }
 }
 
+impl Service for Handler {
+    fn call(
+        &self,
+        from: Caller,
+        lane: Lane,
+        request: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
+        Box::pin(async move {
+            let (Caller::Member(from), Lane::Raft) = (from, lane) else {
+                return Err(Refusal::Denied("not on this lane".into()));
+            };
+            self.hear(NodeId(from), request).await
+        })
+    }
+
+    fn receive(
+        &self,
+        from: peers::NodeId,
+        header: Bytes,
+        body: Incoming,
+    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
+        Box::pin(self.take_in(NodeId(from), header, body))
+    }
+}
+
 impl Handler {
     /// One request of the lane `Raft`.
-    pub async fn call(&self, from: NodeId, request: Bytes) -> Result<Bytes, Refusal> {
+    async fn hear(&self, from: NodeId, request: Bytes) -> Result<Bytes, Refusal> {
         let message: Message = decode(&request).map_err(|error| invalid(&error))?;
         match message {
             Message::Append(append) => {
@@ -152,7 +178,7 @@ impl Handler {
     }
 
     /// One upload of the lane `Snapshot`: written aside, read back, then installed.
-    pub async fn receive(
+    async fn take_in(
         &self,
         from: NodeId,
         header: Bytes,

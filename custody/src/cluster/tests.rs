@@ -41,9 +41,7 @@ impl peers::Service for Desk {
     ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
         Box::pin(async move {
             match (lane, from) {
-                (Lane::Raft, Caller::Member(node)) => {
-                    self.handler.call(NodeId(node), request).await
-                }
+                (Lane::Raft, from) => self.handler.call(from, lane, request).await,
                 (Lane::Forward, Caller::Member(node)) => {
                     let answer = self.custody.handle_message(NodeId(node), &request[1..]).await;
                     answer.map(Bytes::from)
@@ -62,7 +60,7 @@ impl peers::Service for Desk {
         header: Bytes,
         body: Incoming,
     ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
-        Box::pin(self.handler.receive(NodeId(from), header, body))
+        self.handler.receive(from, header, body)
     }
 }
 

@@ -11,16 +11,14 @@ use std::time::Duration;
 
 use domain::NodeId;
 use peers::testing::{FixedRoster, SoftwareIdentity};
-use peers::{
-    BoxFuture, Bytes, Caller, CancellationToken, Incoming, Lane, Options, Peers, Refusal, Service,
-};
+use peers::{CancellationToken, Options, Peers};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::commands::{CLUSTER, LINEAGE};
-use crate::{Addresses, Config, FreeSpace, Handler, OpenError, Recovered, RecoveryReport, Replica};
+use crate::{Addresses, Config, FreeSpace, OpenError, Recovered, RecoveryReport, Replica};
 
 pub(super) struct House {
     dir: TempDir,
@@ -68,33 +66,6 @@ impl Addresses for Book {
             return Vec::new();
         }
         self.addresses.lock().expect("no panic").keys().copied().map(NodeId).collect()
-    }
-}
-
-struct Mounted(Handler);
-
-impl Service for Mounted {
-    fn call(
-        &self,
-        from: Caller,
-        lane: Lane,
-        request: Bytes,
-    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
-        Box::pin(async move {
-            let (Caller::Member(from), Lane::Raft) = (from, lane) else {
-                return Err(Refusal::Denied("not here".into()));
-            };
-            self.0.call(NodeId(from), request).await
-        })
-    }
-
-    fn receive(
-        &self,
-        from: u64,
-        header: Bytes,
-        body: Incoming,
-    ) -> BoxFuture<'_, Result<Bytes, Refusal>> {
-        Box::pin(self.0.receive(NodeId(from), header, body))
     }
 }
 
@@ -235,7 +206,7 @@ impl House {
         let address = listener.local_addr().expect("an address").to_string();
         self.addresses.addresses.lock().expect("no panic").insert(node, address);
         let stop = CancellationToken::new();
-        let service = Arc::new(Mounted(recovered.handler()));
+        let service = Arc::new(recovered.handler());
         let serving = {
             let stop = stop.clone();
             async move { peers.serve(listener, service, stop).await }
