@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use benches::cluster::size;
 use benches::memory::{on_disk, resident};
 use benches::replica::{
     Meeting, Node, create_key, in_time, initialise, now, rotate_key, tick, version,
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     let sizes = Sizes {
         keys: size("LARGE_KEYS", 4_000),
         rotations: size("LARGE_ROTATIONS", 4_000),
-        rate: u32::try_from(size("LARGE_RATE", 500)).expect("a rate"),
+        rate: size("LARGE_RATE", 500),
         pairs: size("LARGE_PAIRS", 1),
         idle: size("LARGE_IDLE_SECONDS", 15),
     };
@@ -56,13 +57,6 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     orchestrate(&sizes)
-}
-
-fn size(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
-        Err(_) => default,
-    }
 }
 
 fn orchestrate(sizes: &Sizes) -> ExitCode {
@@ -277,14 +271,13 @@ async fn pairs(meeting: &Meeting, sizes: &Sizes) {
     let mut p50 = [Vec::new(), Vec::new()];
     let mut seconds = Vec::new();
     for pair in 0..sizes.pairs {
-        let mut alone_for = Duration::from_secs(1);
         let began = Instant::now();
         let building = async { node.replica.snapshot(in_time()).await.expect("a snapshot") };
         let with = load(&node, &numbers, sizes.rate, building).await;
-        alone_for = alone_for.max(began.elapsed());
-        seconds.push(alone_for.as_secs_f64());
+        let took = began.elapsed().max(Duration::from_secs(1));
+        seconds.push(took.as_secs_f64());
         sleep(Duration::from_secs(1)).await;
-        let without = load(&node, &numbers, sizes.rate, sleep(alone_for)).await;
+        let without = load(&node, &numbers, sizes.rate, sleep(took)).await;
         for (side, latency) in [without, with].iter().enumerate() {
             p50[side].push(whole(latency.value_at_quantile(0.5)));
             p99[side].push(whole(latency.value_at_quantile(0.99)));
@@ -293,7 +286,7 @@ async fn pairs(meeting: &Meeting, sizes: &Sizes) {
             "pair {pair}: p99 {} us without, {} us with a snapshot of {:.1} s",
             p99[0].last().expect("it was pushed"),
             p99[1].last().expect("it was pushed"),
-            alone_for.as_secs_f64()
+            took.as_secs_f64()
         );
         sleep(Duration::from_secs(1)).await;
     }
@@ -358,29 +351,28 @@ async fn lead(meeting: &Meeting, sizes: &Sizes) {
     meeting.await_node(2).await;
     let index = node.replica.status().applied_index;
     let began = Instant::now();
-    node.replica.add_learner(NodeId(2), in_time()).await.expect("it is added");
-    let deadline = in_time();
-    loop {
-        let replication = node.replica.status().replication.unwrap_or_default();
-        if replication.get(&NodeId(2)).is_some_and(|matched| *matched >= index) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "it does not catch up");
-        sleep(Duration::from_millis(20)).await;
-    }
+    let learner = NodeId(2);
+    node.replica.add_learner(learner, in_time()).await.expect("it is added");
+    await_match(&node, learner, index).await;
     figure("snapshot_install_seconds", began.elapsed().as_secs_f64());
     done(&node, tick(next(&numbers))).await;
     let last = node.replica.status().applied_index;
-    let node_2 = NodeId(2);
-    while node.replica.status().replication.and_then(|all| all.get(&node_2).copied()) < Some(last) {
-        assert!(Instant::now() < deadline, "it falls behind");
-        sleep(Duration::from_millis(20)).await;
-    }
+    await_match(&node, learner, last).await;
     let digest = serde_json::to_string(&node.replica.status().state_digest).expect("plain data");
     std::fs::write(node.dir.with_file_name("digest"), digest).expect("it is written");
     sleep(Duration::from_secs(1)).await;
-    node.replica.remove(node_2, in_time()).await.expect("it is removed");
+    node.replica.remove(learner, in_time()).await.expect("it is removed");
     close(node).await;
+}
+
+/// Waits until the leader knows that a member has everything up to `index`.
+async fn await_match(leader: &Node, member: NodeId, index: u64) {
+    let deadline = in_time();
+    let matched = || leader.replica.status().replication.and_then(|all| all.get(&member).copied());
+    while matched() < Some(index) {
+        assert!(Instant::now() < deadline, "it does not catch up");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn learn(meeting: &Meeting, dir: &Path, sizes: &Sizes) {
