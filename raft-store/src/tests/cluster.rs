@@ -7,7 +7,7 @@ use domain::NodeId;
 use tokio::time::Instant;
 
 use super::commands::{create_key, has_key};
-use super::house::{House, leader_of, soon, until, within};
+use super::house::{House, leader_of, outgrow, soon, until, within};
 use crate::{BarrierError, ProposeError, Replica, Role};
 
 /// All of these have applied the same, and it sums to the same.
@@ -136,14 +136,7 @@ async fn a_member_far_behind_is_sent_a_snapshot() {
     let leader = &replicas[0];
     within(10, house.stop(3)).await;
     let before = leader.status().applied_index;
-    let mut number = 0;
-    // Until the log of the leader begins after what the third has.
-    let deadline = soon();
-    while leader.status().purged_index <= before {
-        assert!(Instant::now() < deadline, "nothing is purged: {:?}", leader.status());
-        number += 1;
-        leader.propose(create_key(number), soon()).await.expect("it is committed");
-    }
+    let number = outgrow(leader, leader, before).await;
     assert!(leader.status().purged_index <= leader.status().durable_index);
 
     let (back, _) = house.open(3).await.expect("it comes back");

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::commands::{CLUSTER, LINEAGE};
+use super::commands::{CLUSTER, LINEAGE, create_key};
 use crate::{Addresses, Config, FreeSpace, OpenError, Recovered, RecoveryReport, Replica};
 
 pub(super) struct House {
@@ -216,6 +216,19 @@ impl House {
         self.rooms.insert(node, Room { replica: replica.clone(), stop, served });
         Ok((replica, report))
     }
+}
+
+/// Creates keys, the first of them number 1, until a replica's log begins after `index`. Answers
+/// how many.
+pub(super) async fn outgrow(leader: &Replica, purged: &Replica, index: u64) -> u64 {
+    let deadline = soon();
+    let mut number = 0;
+    while purged.status().purged_index <= index {
+        assert!(Instant::now() < deadline, "nothing is purged: {:?}", purged.status());
+        number += 1;
+        leader.propose(create_key(number), soon()).await.expect("it is committed");
+    }
+    number
 }
 
 /// Which of these leads, once one does and says so itself.

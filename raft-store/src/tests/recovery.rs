@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use domain::NodeId;
 
 use super::commands::{create_key, has_key};
-use super::house::{House, copy, listed, soon, until, within};
+use super::house::{House, copy, listed, outgrow, soon, until, within};
 use crate::{OpenError, RecoveryPath, Replica};
 
 /// A cluster of one with some keys, and the last of them.
@@ -212,14 +212,7 @@ async fn without_state_and_snapshots_a_peer_helps_out() {
     let mut house = House::new(3);
     house.adjust = |config| config.snapshot_log_bytes = 4 << 10;
     let replicas = house.form().await;
-    let third = &replicas[2];
-    let deadline = soon();
-    let mut last = 0;
-    while third.status().purged_index == 0 {
-        assert!(tokio::time::Instant::now() < deadline, "nothing is purged");
-        last += 1;
-        replicas[0].propose(create_key(last), soon()).await.expect("it is committed");
-    }
+    let last = outgrow(&replicas[0], &replicas[2], 0).await;
     drop(replicas);
     within(10, house.stop(3)).await;
     fs::remove_dir_all(house.dir(3).join("state")).expect("it goes");

@@ -6,7 +6,7 @@ use domain::NodeId;
 use tokio::time::Instant;
 
 use super::commands::{create_key, disable_key, has_key};
-use super::house::{House, RESERVE, soon, until, within};
+use super::house::{House, RESERVE, outgrow, soon, until, within};
 use crate::{MembershipError, OpenError, ProposeError, Replica, SnapshotError, StorageState};
 
 const LOW: Option<u64> = Some(RESERVE - 1);
@@ -141,13 +141,7 @@ async fn a_follower_far_behind_waits_for_room_for_its_snapshot() {
     let leader = &replicas[0];
     within(10, house.stop(3)).await;
     let before = leader.status().applied_index;
-    let mut number = 0;
-    let deadline = soon();
-    while leader.status().purged_index <= before {
-        assert!(Instant::now() < deadline, "nothing is purged: {:?}", leader.status());
-        number += 1;
-        leader.propose(create_key(number), soon()).await.expect("it is committed");
-    }
+    outgrow(leader, leader, before).await;
     house.leave(3, FULL);
     let (back, _) = house.open(3).await.expect("it starts: reads need no room");
     until_heard(leader, 3, StorageState::Full).await;
