@@ -20,7 +20,7 @@ use crate::housekeeping::{Housekeeping, watch_raft};
 use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::promises::{Kept, Promises};
-use crate::recovery::{self, Fetcher, Opened, RecoveryReport};
+use crate::recovery::{self, Fetcher, Opened, Others, RecoveryReport};
 use crate::replica::{Inner, Replica};
 use crate::room::Room;
 use crate::scrub::Scrub;
@@ -32,8 +32,7 @@ const RAFT_THREADS: usize = 2;
 
 pub struct Recovered {
     config: Config,
-    peers: Peers,
-    addresses: Arc<dyn Addresses>,
+    others: Others,
     opened: Opened,
     handler: Handler,
     fatal: Fatal,
@@ -57,8 +56,8 @@ impl Recovered {
         peers: Peers,
         addresses: Arc<dyn Addresses>,
     ) -> Result<Self, OpenError> {
-        Self::recover(config, peers, addresses, |config, fatal, others| {
-            recovery::open(config, fatal, &|shelf, index| others.fetch(shelf, index))
+        Self::recover(config, peers, addresses, |config, fatal, fetcher| {
+            recovery::open(config, fatal, &|shelf, index| fetcher.fetch(shelf, index))
         })
         .await
     }
@@ -81,15 +80,13 @@ impl Recovered {
 
     /// Compares this node with what the others know that it promised, and takes part.
     pub async fn start(self) -> Result<(Replica, RecoveryReport), OpenError> {
-        let Self { config, peers, addresses, opened, handler, fatal, threads } = self;
+        let Self { config, others, opened, handler, fatal, threads } = self;
         let Opened { lock, log, store, shelf, mut report } = opened;
         let (node, kept, room) = (config.node, handler.kept.clone(), Arc::clone(&handler.room));
+        let Others { peers, addresses, .. } = others.clone();
         // On these threads, since the connections made for it stay there.
-        let comparing = {
-            let (peers, addresses) = (peers.clone(), Arc::clone(&addresses));
-            let compare = async move { recovery::compare(&kept, node, &peers, &*addresses).await };
-            threads.handle().spawn(compare)
-        };
+        let compare = async move { recovery::compare(&kept, &others).await };
+        let comparing = threads.handle().spawn(compare);
         let compared = comparing.await.map_err(|error| OpenError::Raft(error.to_string()))?;
         report.compared_with = compared?;
         let path = serde_json::to_value(report.path).ok();
@@ -178,17 +175,13 @@ impl Recovered {
     ) -> Result<Self, OpenError> {
         let fatal = Fatal::new();
         let threads = Threads::start().map_err(OpenError::io(&config.dir))?;
-        let others = Fetcher {
-            me: config.node,
-            peers: peers.clone(),
-            addresses: Arc::clone(&addresses),
-            runtime: threads.handle(),
-        };
+        let others = Others { me: config.node, peers, addresses };
+        let fetcher = Fetcher { others: others.clone(), runtime: threads.handle() };
         let (config, opened) = {
             let fatal = fatal.clone();
             let recovered = tokio::task::spawn_blocking(move || {
                 let opened =
-                    enough_to_start(&config).and_then(|()| recover(&config, &fatal, &others));
+                    enough_to_start(&config).and_then(|()| recover(&config, &fatal, &fetcher));
                 (config, opened)
             });
             recovered.await.map_err(|error| OpenError::Raft(error.to_string()))?
@@ -204,7 +197,7 @@ impl Recovered {
             kept: Kept::new(opened.log.clone(), Arc::clone(&opened.store)),
             fatal: fatal.clone(),
         };
-        Ok(Self { config, peers, addresses, opened, handler, fatal, threads })
+        Ok(Self { config, others, opened, handler, fatal, threads })
     }
 }
 

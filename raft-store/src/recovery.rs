@@ -2,11 +2,13 @@
 //!
 //! In this order: nobody else is at it; it is this replica's; the log and the vote are whole, or
 //! the node does not start; the snapshots are whole, or go to the quarantine; the state is whole and
-//! reaches the log, or is built anew, from a snapshot of a peer where none here will do; and the others, as far as they can be reached, know of nothing
-//! that this node promised and lacks ([`compare`]).
+//! reaches the log, or is built anew, from a snapshot of a peer where none here will do; and the
+//! others, as far as they can be reached, know of nothing that this node promised and lacks
+//! ([`compare`]).
 
 mod compare;
 mod fetch;
+mod others;
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::compare::compare;
 pub(crate) use self::fetch::{Fetcher, Offer, Part};
+pub(crate) use self::others::Others;
 use crate::config::Config;
 use crate::error::OpenError;
 use crate::fatal::Fatal;

@@ -9,35 +9,26 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use domain::NodeId;
-use peers::{Lane, Peers};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
-use crate::codec::{decode, encode};
-use crate::config::Addresses;
 use crate::error::OpenError;
 use crate::network::Message;
 use crate::promises::{Kept, Promised};
+use crate::recovery::Others;
 
 /// All are asked at once, and waited for so long. A peer that runs answers within a round trip.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Answers who could be asked.
-pub(crate) async fn compare(
-    kept: &Kept,
-    me: NodeId,
-    peers: &Peers,
-    addresses: &dyn Addresses,
-) -> Result<Vec<NodeId>, OpenError> {
+pub(crate) async fn compare(kept: &Kept, others: &Others) -> Result<Vec<NodeId>, OpenError> {
     let mut asked = JoinSet::new();
-    let deadline = Instant::now() + PATIENCE;
-    for node in addresses.members().into_iter().filter(|node| *node != me) {
-        if let Some(address) = addresses.peer_address(node) {
-            let peers = peers.clone();
-            asked.spawn(async move { (node, ask(&peers, node, &address, deadline).await) });
-        }
+    for other in others.known() {
+        let others = others.clone();
+        asked.spawn(async move {
+            let promised = others.ask::<Promised>(&other, &Message::Promised, PATIENCE).await;
+            (other.node, promised)
+        });
     }
     let mut compared = Vec::new();
     while let Some(answer) = asked.join_next().await {
@@ -56,15 +47,4 @@ pub(crate) async fn compare(
     }
     compared.sort_unstable();
     Ok(compared)
-}
-
-async fn ask(
-    peers: &Peers,
-    node: NodeId,
-    address: &str,
-    deadline: Instant,
-) -> Result<Promised, String> {
-    let question = Bytes::from(encode(&Message::Promised));
-    let answer = peers.call(node.0, address, Lane::Raft, question, deadline).await;
-    decode(&answer.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }

@@ -5,22 +5,18 @@
 //! connection broke; it is read back whole before it is used.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use domain::NodeId;
-use peers::{CallError, Lane, Peers};
-use serde::de::DeserializeOwned;
+use peers::CallError;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::codec::{decode, encode};
-use crate::config::Addresses;
 use crate::files::Writer;
 use crate::network::Message;
+use crate::recovery::Others;
+use crate::recovery::others::Other;
 use crate::snapshots::Shelf;
 use crate::types::{LogId, SnapshotMeta, index_of};
 
@@ -48,9 +44,7 @@ pub(crate) struct Part {
 
 /// Where to get a snapshot from.
 pub(crate) struct Fetcher {
-    pub(crate) me: NodeId,
-    pub(crate) peers: Peers,
-    pub(crate) addresses: Arc<dyn Addresses>,
+    pub(crate) others: Others,
     /// Connections stay on these threads.
     pub(crate) runtime: Handle,
 }
@@ -63,22 +57,16 @@ impl Fetcher {
 
     async fn fetched(&self, shelf: &Shelf, index: u64) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
-        let others: Vec<(NodeId, String)> = self
-            .addresses
-            .members()
-            .into_iter()
-            .filter(|node| *node != self.me)
-            .filter_map(|node| Some((node, self.addresses.peer_address(node)?)))
-            .collect();
+        let others = self.others.known();
         if others.is_empty() {
             return Err("no other member is known here".into());
         }
         let mut why = "no other member has one that does".to_owned();
         while Instant::now() < deadline {
-            for (node, address, offer) in self.offers(&others, index).await {
-                let index = index_of(offer.meta.last_log_id.as_ref());
+            for (other, offer) in self.offers(&others, index).await {
+                let (node, index) = (other.node, index_of(offer.meta.last_log_id.as_ref()));
                 tracing::info!(%node, index, bytes = offer.bytes, "fetching a snapshot");
-                match self.download(node, &address, &offer, shelf).await {
+                match self.download(&other, &offer, shelf).await {
                     Ok(()) => return Ok(()),
                     Err(error) => {
                         tracing::warn!(%node, %error, "a snapshot was not fetched");
@@ -92,34 +80,23 @@ impl Fetcher {
     }
 
     /// Newest first.
-    async fn offers(
-        &self,
-        others: &[(NodeId, String)],
-        index: u64,
-    ) -> Vec<(NodeId, String, Offer)> {
+    async fn offers(&self, others: &[Other], index: u64) -> Vec<(Other, Offer)> {
         let mut asked = JoinSet::new();
-        for (node, address) in others.iter().cloned() {
-            let peers = self.peers.clone();
+        for other in others.iter().cloned() {
+            let others = self.others.clone();
             asked.spawn(async move {
-                let offer: Option<Offer> =
-                    ask(&peers, node, &address, &Message::Offer, ASK).await.ok()?;
-                Some((node, address, offer?))
+                let offer: Option<Offer> = others.ask(&other, &Message::Offer, ASK).await.ok()?;
+                Some((other, offer?))
             });
         }
         let mut offers: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
         let reach = |offer: &Offer| index_of(offer.meta.last_log_id.as_ref());
-        offers.retain(|(_, _, offer)| reach(offer) >= index);
-        offers.sort_by_key(|(_, _, offer)| std::cmp::Reverse(reach(offer)));
+        offers.retain(|(_, offer)| reach(offer) >= index);
+        offers.sort_by_key(|(_, offer)| std::cmp::Reverse(reach(offer)));
         offers
     }
 
-    async fn download(
-        &self,
-        node: NodeId,
-        address: &str,
-        offer: &Offer,
-        shelf: &Shelf,
-    ) -> Result<(), String> {
+    async fn download(&self, other: &Other, offer: &Offer, shelf: &Shelf) -> Result<(), String> {
         let text = |error: std::io::Error| error.to_string();
         let aside = shelf.aside();
         let fetched = async {
@@ -127,8 +104,7 @@ impl Fetcher {
             let (mut offset, mut repeats) = (0, 0);
             while offset < offer.bytes {
                 let part = Message::Part(Part { snapshot: offer.meta.last_log_id, offset });
-                let (request, deadline) = (Bytes::from(encode(&part)), Instant::now() + PART);
-                match self.peers.call(node.0, address, Lane::Raft, request, deadline).await {
+                match self.others.call(other, &part, PART).await {
                     Ok(bytes) if bytes.is_empty() => return Err("it ends early".into()),
                     Ok(bytes) => {
                         file.write_all(&bytes).map_err(text)?;
@@ -156,16 +132,4 @@ impl Fetcher {
         }
         fetched
     }
-}
-
-async fn ask<T: DeserializeOwned>(
-    peers: &Peers,
-    node: NodeId,
-    address: &str,
-    question: &Message,
-    within: Duration,
-) -> Result<T, String> {
-    let (question, deadline) = (Bytes::from(encode(question)), Instant::now() + within);
-    let answer = peers.call(node.0, address, Lane::Raft, question, deadline).await;
-    decode(&answer.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }
