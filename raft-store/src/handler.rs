@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 
 use crate::codec::{decode, encode};
+use crate::error::OpenError;
 use crate::fatal;
 use crate::files::Writer;
 use crate::network::{Message, SnapshotHeader};
@@ -150,15 +151,10 @@ impl Handler {
     /// Whether this node holds what another one says that it has promised. If not, it has lost it
     /// and must stop.
     fn keeps(&self, from: NodeId, promised: &Promised) -> bool {
-        let broken = self.kept.breaks(promised);
-        if let Some(what) = &broken {
-            self.fatal.raise(format!(
-                "this node has lost what it promised. Node {from} knows: {what}. It may neither \
-                 vote nor acknowledge any more: remove this member and let it rejoin, empty, under \
-                 a new id"
-            ));
-        }
-        broken.is_none()
+        let Some(what) = self.kept.breaks(promised) else { return true };
+        let knows = format!("node {from}");
+        self.fatal.raise(OpenError::WentBack { knows, what }.to_string());
+        false
     }
 
     fn raft(&self) -> Result<&Raft, Refusal> {
