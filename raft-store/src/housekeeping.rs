@@ -141,7 +141,8 @@ impl Housekeeping {
     }
 }
 
-/// Says who leads in which term, keeps the leader's notes about its voters to who they are, and says `fatal` when openraft stops by itself.
+/// Says who leads in which term, keeps the leader's notes about its voters to who they are, and says
+/// `fatal` when openraft stops by itself.
 pub(crate) async fn watch_raft(
     raft: Raft,
     leader: watch::Sender<Leader>,
