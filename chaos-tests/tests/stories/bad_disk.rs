@@ -130,12 +130,14 @@ async fn a_bad_disk_stops_its_node_and_nothing_else() {
             cluster.restart(node).await;
         }
         if let Some(asked) = asked {
-            // It is done once there is room; its node may have stopped before it could answer.
+            // It is done once there is room; its node may have stopped before it could answer,
+            // or as it did.
             let answer = asked.await.expect("no panic");
             let known = match &answer {
                 Ok(_) | Err(Error::Unreachable { .. } | Error::Protocol { .. }) => true,
                 Err(Error::Problem(problem)) => match problem.code {
                     Code::OutcomeUnknown => true,
+                    Code::ShuttingDown => matches!(row.then, Then::Stops(_)),
                     _ => false,
                 },
                 Err(Error::Local(_)) => false,
