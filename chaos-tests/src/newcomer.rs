@@ -29,7 +29,7 @@ pub struct Home {
     pub listens: [SocketAddr; 3],
 }
 
-/// A server that waits to be told where it belongs.
+/// A server that a story started; most wait to be told where they belong.
 #[derive(Debug)]
 pub struct Newcomer {
     pub home: Home,
@@ -73,12 +73,17 @@ impl Home {
         Self { name, folder, config, data_dir, hsm, listens }
     }
 
-    /// Starts the server and waits until it asks to be told what to do.
-    pub async fn serve(self) -> Newcomer {
+    /// Starts the server.
+    pub fn start(self) -> Newcomer {
         let mut command = std::process::Command::new(binary());
         command.arg("server").arg("--config").arg(&self.config);
         let child = spawn(&mut command, &self.folder.join("server.log"));
-        let newcomer = Newcomer { home: self, child: Some(child) };
+        Newcomer { home: self, child: Some(child) }
+    }
+
+    /// Starts the server and waits until it asks to be told what to do.
+    pub async fn serve(self) -> Newcomer {
+        let newcomer = self.start();
         let give_up = Instant::now() + COMMAND_MAX;
         while newcomer.phase().await != "uninitialised" {
             assert!(Instant::now() < give_up, "{} does not answer", newcomer.home.name);
@@ -98,12 +103,21 @@ impl Newcomer {
 
     /// `strongroom join`, to its end: the node serves, or is refused.
     pub async fn join(&self, cluster: &DevCluster, token: &str) -> Output {
+        run(&mut self.join_command(cluster.nodes.iter().map(|node| &*node.peer_address), token))
+            .await
+    }
+
+    pub fn join_command<'a>(
+        &self,
+        peers: impl IntoIterator<Item = &'a str>,
+        token: &str,
+    ) -> Command {
         let mut command = Command::new(binary());
         command.arg("join").arg("--config").arg(&self.home.config).args(["--token", token]);
-        for node in &cluster.nodes {
-            command.args(["--peer", &node.peer_address]);
+        for peer in peers {
+            command.args(["--peer", peer]);
         }
-        run(&mut command).await
+        command
     }
 
     /// From here on the node is one of the cluster's, killed and restarted like the others.

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chaos_tests::dev_cluster::{DevCluster, Hsm, Plan, binary, spawn};
-use chaos_tests::newcomer::{Home, run, said};
+use chaos_tests::dev_cluster::{DevCluster, Hsm, Plan, binary};
+use chaos_tests::newcomer::{Home, Newcomer, run, said};
 use client::Client;
 use crypto::backup::{Decrypting, Identities};
 use tokio::process::Command;
@@ -79,14 +79,9 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
 }
 
-/// A server that a story started, ended with it.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{}", said(output));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,11 +96,7 @@ async fn everything_is_lost_but_a_backup_and_the_kit() {
     let cluster = DevCluster::start(&Plan::default()).await;
     let client = cluster.client_with(Duration::from_secs(20));
     fs::copy(&cluster.operator_key, &operator).expect("operators keep their own");
-    let ok = async |arguments: &[&str]| {
-        let output = cluster.operator(arguments).await;
-        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
+    let ok = async |arguments: &[&str]| succeeded(&cluster.operator(arguments).await);
     ok(&[
         "recovery-kit",
         "create",
@@ -195,9 +186,7 @@ async fn everything_is_lost_but_a_backup_and_the_kit() {
     let told: serde_json::Value = serde_json::from_slice(&restored.stdout).expect("JSON");
     assert_eq!(told["from_cluster_id"], old.as_str());
     let word = |name: &str| told[name].as_str().expect("a string").to_owned();
-    let mut command = std::process::Command::new(binary());
-    command.arg("server").arg("--config").arg(&home.config);
-    let _server = Server(spawn(&mut command, &place("r1.log")));
+    let _server = home.clone().start();
     let reach = |token: String| {
         let builder = Client::builder([home.listens[0].to_string()]).ca_pem(word("ca"));
         builder.token(token).attempt_timeout(Duration::from_secs(20)).build().expect("a client")
@@ -323,22 +312,14 @@ async fn open_all(client: &Client, values: &BTreeMap<String, Vec<u8>>) -> usize 
 }
 
 /// The way of every node: a join token, and an operator's signature.
-async fn join(client: &Client, first: &Home, folder: &Path, name: &str, operator: &Path) -> Server {
-    let home = Home::make(folder, name, Hsm::from_environment());
-    let config = home.config.clone();
-    let mut command = std::process::Command::new(binary());
-    command.arg("server").arg("--config").arg(&config);
-    let server = Server(spawn(&mut command, &folder.join("server.log")));
-    let phase = async || {
-        let mut command = Command::new(binary());
-        let output = run(command.arg("health").arg("--config").arg(&config)).await;
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    let give_up = Instant::now() + Duration::from_mins(1);
-    while phase().await != "uninitialised" {
-        assert!(Instant::now() < give_up, "{name} does not answer");
-        sleep(Duration::from_millis(50)).await;
-    }
+async fn join(
+    client: &Client,
+    first: &Home,
+    folder: &Path,
+    name: &str,
+    operator: &Path,
+) -> Newcomer {
+    let newcomer = Home::make(folder, name, Hsm::from_environment()).serve().await;
     let wanted = wire::CreateJoinToken {
         name: Some(name.into()),
         name_pattern: None,
@@ -349,9 +330,7 @@ async fn join(client: &Client, first: &Home, folder: &Path, name: &str, operator
         auto_approve: None,
     };
     let token = client.create_join_token(&wanted).await.expect("a join token").token;
-    let mut command = Command::new(binary());
-    command.arg("join").arg("--config").arg(&config).args(["--token", &token]);
-    command.args(["--peer", &first.listens[1].to_string()]);
+    let mut command = newcomer.join_command([&*first.listens[1].to_string()], &token);
     let approve = async {
         let key = fs::read_to_string(operator).expect("the key");
         let key = crypto::sign::OperatorKey::from_pem(&key).expect("an operator's key");
@@ -370,6 +349,6 @@ async fn join(client: &Client, first: &Home, folder: &Path, name: &str, operator
         }
     };
     let (joined, ()) = tokio::join!(run(&mut command), approve);
-    assert!(joined.status.success(), "{}", said(&joined));
-    server
+    succeeded(&joined);
+    newcomer
 }
