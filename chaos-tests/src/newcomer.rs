@@ -159,19 +159,29 @@ impl DevCluster {
 
     /// `strongroom ...` as whoever holds the cluster's bootstrap token.
     pub async fn operator(&self, arguments: &[&str]) -> Output {
+        run(&mut self.operator_command(arguments)).await
+    }
+
+    /// The same, to be run with another limit.
+    pub fn operator_command(&self, arguments: &[&str]) -> Command {
         let addresses: Vec<_> = self.nodes.iter().map(|node| node.address.clone()).collect();
         let mut command = Command::new(binary());
         command.args(arguments).env("STRONGROOM_ADDR", addresses.join(","));
         command.env("STRONGROOM_TOKEN", &self.token).env("STRONGROOM_CACERT", &self.ca);
-        run(&mut command).await
+        command
     }
 }
 
 /// Runs a command that must end by itself.
 pub async fn run(command: &mut Command) -> Output {
+    run_within(COMMAND_MAX, command).await
+}
+
+/// For one whose work grows with what the cluster holds.
+pub async fn run_within(limit: Duration, command: &mut Command) -> Output {
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(COMMAND_MAX, command.output()).await;
-    let output = output.unwrap_or_else(|_| panic!("{command:?} does not end"));
+    let output = timeout(limit, command.output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{command:?} does not end within {limit:?}"));
     output.unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
