@@ -336,10 +336,15 @@ impl DevCluster {
         self.nodes[node].await_end().await;
     }
 
+    /// Whether its process is there, whatever was done to it.
+    pub fn runs(&mut self, node: usize) -> bool {
+        self.nodes[node].runs()
+    }
+
     /// Waits until a node has ended by itself, and answers what it wrote since the last restart.
     pub async fn await_own_end(&mut self, node: usize, limit: Duration) -> String {
         let give_up = Instant::now() + limit;
-        while self.nodes[node].runs() {
+        while self.runs(node) {
             let name = &self.nodes[node].name;
             assert!(Instant::now() < give_up, "{name} goes on for {limit:?}");
             sleep(POLL).await;
@@ -489,7 +494,7 @@ fn signal(process_id: u32, signal: Signal) {
     let _ = kill_process(process_id.expect("a process id is positive"), signal);
 }
 
-pub fn spawn(command: &mut Command, log: &Path) -> Child {
+pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
     let output = File::options().create(true).append(true).open(log).expect("a log file");
     let errors = output.try_clone().expect("a file can be opened twice");
     command.stdin(Stdio::null()).stdout(output).stderr(errors);
