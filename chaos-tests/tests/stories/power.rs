@@ -91,8 +91,7 @@ pub(crate) async fn on_disks_of_their_own(cluster: &mut DevCluster) -> Vec<Ext4>
         cluster.kill(node);
         cluster.await_end(node).await;
         disks.push(Ext4::under(&cluster.nodes[node].data_dir, DISK_MIB));
-        cluster.start_again(node).await;
-        cluster.await_serving(node).await;
+        cluster.restart(node).await;
     }
     disks
 }
