@@ -1,8 +1,8 @@
 //! Callers that work on a cluster, know what they were told, and write it down.
 //!
 //! Every call asks one node, once, and its outcome is what that one attempt showed: a client that
-//! repeats would hide which node said what. Uses of [`Caller`] by hand and the two loads
-//! ([`Load::values`], [`Load::storm`]) record into the same history.
+//! repeats would hide which node said what. Uses of [`Caller`] by hand and the loads
+//! ([`Load::values`], [`Load::changes`], [`Load::storm`]) record into the same history.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
