@@ -16,6 +16,14 @@ impl Failure {
         Self::Local(why.to_string())
     }
 
+    /// Whether it is certain that nothing happened at the cluster.
+    pub(crate) fn is_definite(&self) -> bool {
+        match self {
+            Self::Local(_) => true,
+            Self::Client(error) => error.is_definite(),
+        }
+    }
+
     /// 1 local, 2 the server said no, 3 no server reached.
     pub fn code(&self) -> u8 {
         match self {

@@ -18,7 +18,7 @@ use wire::{Bytes64, KekState, PinRecoveryKit, RecoveryKit, RecoveryKits};
 use zeroize::Zeroizing;
 
 use crate::output::{confirm, facts, or_dash, rows};
-use crate::statement::KitStatement;
+use crate::statement::{KitStatement, LINEAGE};
 use crate::{Failure, Global};
 
 /// How long the members may take to take in an epoch that is wrapped to the kit.
@@ -144,7 +144,12 @@ impl Create {
                 let public = public_key(&file)?;
                 let mut id = [0; 16];
                 getrandom::fill(&mut id).map_err(Failure::local)?;
-                pin(client, &keys, id, &self.name, &public, 1, 1).await.map(|kit| made(kit, vec![]))
+                let lineage = lineage(client).await?;
+                let (name, public) = (self.name.as_str(), public.as_slice());
+                let kit = KitStatement { lineage, id, name, public, threshold: 1, shares: 1 };
+                let kit = pin(client, &keys, &kit).await?;
+                escrowed(client, &kit).await?;
+                Ok(made(kit, vec![]))
             }
             (None, Some(out)) => {
                 let Self { name, shares, threshold, .. } = self;
@@ -165,7 +170,8 @@ pub fn operator_keys(files: &[PathBuf]) -> Result<Vec<OperatorKey>, Failure> {
     files.iter().map(read).collect()
 }
 
-/// Makes a kit, writes its shares, reads them back, and pins it. Without the last nothing is left.
+/// Makes a kit, writes its shares, reads them back, and pins it. Where it is certain that it was not
+/// pinned, nothing is left.
 pub async fn make(
     client: &Client,
     operators: &[OperatorKey],
@@ -177,6 +183,7 @@ pub async fn make(
             "{threshold} of {shares} is no kit: of at most {SHARES_MAX} shares, at least one is needed"
         )));
     }
+    let lineage = lineage(client).await?;
     let kit = KitPrivate::generate().map_err(Failure::local)?;
     let split = kit.split(name, *threshold, *shares).map_err(Failure::local)?;
     let mut directory = fs::DirBuilder::new();
@@ -197,49 +204,63 @@ pub async fn make(
         if back.public() != kit.public() {
             return Err(Failure::local("the share files do not give the kit back"));
         }
-        let (m, n) = (u16::from(*threshold), u16::from(*shares));
-        pin(client, operators, kit.id(), name, kit.public(), m, n).await
+        let (id, public) = (kit.id(), kit.public());
+        let (threshold, shares) = (u16::from(*threshold), u16::from(*shares));
+        let statement = KitStatement { lineage, id, name, public, threshold, shares };
+        pin(client, operators, &statement).await
     };
-    match done.await {
-        Ok(kit) => Ok(made(kit, files)),
+    let kit = match done.await {
+        Ok(kit) => kit,
         Err(failure) => {
-            for file in &files {
-                let _ = fs::remove_file(file);
+            if failure.is_definite() {
+                for file in &files {
+                    let _ = fs::remove_file(file);
+                }
+            } else {
+                eprintln!(
+                    "it may be pinned: see `recovery-kit list` before the shares are deleted"
+                );
             }
-            Err(failure)
+            return Err(failure);
         }
-    }
+    };
+    escrowed(client, &kit).await?;
+    Ok(made(kit, files))
 }
 
-/// Signs for a kit, has it pinned, and waits until the active epoch is wrapped to it.
+/// Of the cluster that a kit is for.
+async fn lineage(client: &Client) -> Result<[u8; LINEAGE], Failure> {
+    let lineage = client.cluster().await?.lineage_id;
+    hex::decode(&lineage)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| Failure::local("the server shows no lineage"))
+}
+
+/// Signs for a kit and has it pinned.
 async fn pin(
     client: &Client,
     operators: &[OperatorKey],
-    id: [u8; 16],
-    name: &str,
-    public: &[u8],
-    threshold: u16,
-    shares: u16,
+    kit: &KitStatement<'_>,
 ) -> Result<RecoveryKit, Failure> {
-    let lineage = client.cluster().await?.lineage_id;
-    let lineage = hex::decode(&lineage)
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(|| Failure::local("the server shows no lineage"))?;
-    let statement = KitStatement { lineage, id, name, public, threshold, shares }.to_bytes();
+    let statement = kit.to_bytes();
     let signatures: Vec<u8> = operators.iter().flat_map(|key| key.sign(KIT, &statement)).collect();
     let body = PinRecoveryKit { statement: Bytes64(statement), signatures: Bytes64(signatures) };
-    let kit = client.pin_recovery_kit(&body).await?;
+    Ok(client.pin_recovery_kit(&body).await?)
+}
+
+/// Waits until the active epoch is wrapped to a kit. It is pinned whatever comes of this.
+async fn escrowed(client: &Client, kit: &RecoveryKit) -> Result<(), Failure> {
     let deadline = Instant::now() + ESCROW;
     eprintln!("pinned; waiting until the active epoch is wrapped to it");
     loop {
         let status = client.cluster().await?;
         if status.recovery_kits.iter().any(|shown| shown.id == kit.id && shown.escrowed) {
-            return Ok(kit);
+            return Ok(());
         }
         if Instant::now() >= deadline {
             eprintln!("it is pinned, but no epoch is wrapped to it yet: see `recovery-kit list`");
-            return Ok(kit);
+            return Ok(());
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -8,7 +8,7 @@ use crypto::sha256;
 
 /// The format of statements this program can read: a format byte, then postcard.
 const FORMAT: u8 = 1;
-const LINEAGE: usize = 16;
+pub(crate) const LINEAGE: usize = 16;
 
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Statement<'a> {
