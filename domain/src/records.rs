@@ -19,7 +19,7 @@ pub struct Broken(pub String);
 /// The key and the value of one record.
 pub type Record = (Vec<u8>, Vec<u8>);
 
-/// What holds the records: sled in a replica, a map in tests.
+/// What holds the records: a snapshot and sled in a replica, a map in a restore and in tests.
 pub trait Records {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken>;
 

@@ -4,15 +4,16 @@
 //! be at a cluster is not proved, as anybody can encrypt for a public key.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
 use cli::backup::{Backup, Command, Verify};
 use cli::{Failure, Global, facts};
 use crypto::backup::{Decrypting, Identities};
-use domain::{Namespace, view};
+use domain::{Cluster, Namespace, view};
 use raft_store::View;
-use raft_store::backup::rehearse;
+use raft_store::backup::{Summary, rehearse};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -58,14 +59,7 @@ fn verified(Verify { file, identity, scratch }: &Verify) -> Result<Verified, Fai
     let wrong = |path: &Path, error: &dyn std::fmt::Display| {
         Failure::local(format_args!("{}: {error}", path.display()))
     };
-    let text = fs::read_to_string(identity).map(Zeroizing::new);
-    let text = text.map_err(|error| wrong(identity, &error))?;
-    let identities = Identities::parse(&text).map_err(|error| wrong(identity, &error))?;
-
-    let source = File::open(file).map_err(|error| wrong(file, &error))?;
-    let bytes = source.metadata().map_err(|error| wrong(file, &error))?.len();
-    let source = Decrypting::start(&identities, cli::progress(bytes).wrap_read(source));
-    let source = source.map_err(|error| wrong(file, &error))?;
+    let source = open(file, identity).map_err(Failure::local)?;
 
     let mut aside = tempfile::Builder::new();
     let aside = aside.prefix("strongroom-verify-");
@@ -77,16 +71,7 @@ fn verified(Verify { file, identity, scratch }: &Verify) -> Result<Verified, Fai
     let (summary, seen) =
         rehearse(source, aside.path(), look).map_err(|error| wrong(file, &error))?;
     let (cluster, keys) = seen.map_err(|error| wrong(file, &error))?;
-    let cluster = cluster.ok_or_else(|| wrong(file, &"it holds no cluster"))?;
-    if (cluster.id, cluster.lineage) != (summary.cluster, summary.lineage) {
-        return Err(wrong(file, &"its records are of another cluster than its header"));
-    }
-    if cluster.format > domain::FORMAT {
-        let (found, known) = (cluster.format, domain::FORMAT);
-        let why =
-            format!("it is of format {found}, this program knows up to {known}: take a newer one");
-        return Err(wrong(file, &why));
-    }
+    let cluster = must_fit(cluster, &summary).map_err(|error| wrong(file, &error))?;
     Ok(Verified {
         cluster_id: summary.cluster.to_string(),
         lineage_id: summary.lineage.to_string(),
@@ -100,8 +85,31 @@ fn verified(Verify { file, identity, scratch }: &Verify) -> Result<Verified, Fai
     })
 }
 
+/// A backup as it was before it was encrypted, for whoever has the identity.
+pub(crate) fn open(file: &Path, identity: &Path) -> Result<impl Read, String> {
+    let wrong = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let secret = fs::read_to_string(identity).map(Zeroizing::new);
+    let secret = secret.map_err(|error| wrong(identity, &error))?;
+    let identities = Identities::parse(&secret).map_err(|error| wrong(identity, &error))?;
+    let source = File::open(file).map_err(|error| wrong(file, &error))?;
+    let bytes = source.metadata().map_err(|error| wrong(file, &error))?.len();
+    let source = cli::progress(bytes).wrap_read(source);
+    Decrypting::start(&identities, source).map_err(|error| wrong(file, &error))
+}
+
+/// What a backup that was read to its end has to hold: the cluster of its header, in a format that this
+/// program reads.
+pub(crate) fn must_fit(cluster: Option<Cluster>, summary: &Summary) -> Result<Cluster, String> {
+    let cluster = cluster.ok_or("it holds no cluster")?;
+    if (cluster.id, cluster.lineage) != (summary.cluster, summary.lineage) {
+        return Err("its records are of another cluster than its header".into());
+    }
+    domain::readable(cluster.format, domain::FORMAT).map_err(|newer| newer.to_string())?;
+    Ok(cluster)
+}
+
 /// The cluster, and how many keys callers made.
-fn look(records: &View<'_>) -> Result<(Option<domain::Cluster>, u64), domain::Broken> {
+fn look(records: &View<'_>) -> Result<(Option<Cluster>, u64), domain::Broken> {
     const PAGE: usize = 1000;
     let (mut keys, mut after) = (0, None);
     loop {

@@ -4,23 +4,24 @@
 //! signatures, and that this slot opens every KEK that something is wrapped under. Three ways lead to
 //! those: the slot holds the KEK already, the slot is a member's of the old cluster, or the recovery kit.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crypto::backup::{Decrypting, Identities};
 use crypto::kit::{KitPrivate, KitShare};
 use crypto::sign::OperatorPublic;
 use crypto::signed::{Signed, TOMBSTONES};
 use domain::{
-    Broken, Cause, Cluster, Forbidden, KekEpoch, KeyId, KitId, Lineage, Record, Records, Statement,
-    Time, Tombstone, Tombstones, Version, view,
+    Cause, Cluster, Forbidden, KekEpoch, KeyId, KitId, Lineage, Records, Statement, Time,
+    Tombstone, Tombstones, Version, view,
 };
 use hsm::NodeKeys;
 use raft_store::backup::{Reader, Summary};
 use wire::TombstoneState;
 use zeroize::Zeroizing;
 
+use crate::backup;
 use crate::commands::done;
 use crate::config::Config;
 use crate::local::DataDir;
@@ -61,9 +62,9 @@ pub(crate) fn run(restore: Restore) -> ExitCode {
     crate::block_on(async { done(succeed(config, restore).await) })
 }
 
-/// The records of a backup that was read to its end, in the order of their keys.
+/// A backup that was read to its end.
 struct Restored {
-    records: Vec<Record>,
+    records: BTreeMap<Vec<u8>, Vec<u8>>,
     summary: Summary,
     cluster: Cluster,
 }
@@ -96,8 +97,8 @@ async fn succeed(config: Config, restore: Restore) -> Result<(), String> {
     }
     let slot = open_slot(&config).await?;
     let keys = slot.node_keys(&config.name).await.map_err(|error| format!("the slot: {error}"))?;
-    let needed = needed(&backup)?;
-    let share = |epoch: &KekEpoch| find_share(&backup, &keys, kit.as_ref(), epoch);
+    let needed = needed(&backup.records)?;
+    let share = |epoch: &KekEpoch| find_share(&backup.records, &keys, kit.as_ref(), epoch);
     let shares = take_shares(&slot, &needed, share).await?;
     drop(kit);
     slot.close().await;
@@ -105,35 +106,25 @@ async fn succeed(config: Config, restore: Restore) -> Result<(), String> {
     let wanted = Wanted { operator_keys, reason, drop_tokens: true, tombstones };
     let made = tokio::task::spawn_blocking(move || {
         let Summary { index, term, .. } = backup.summary;
-        let before =
-            Predecessor { records: &backup, cause: Cause::Restored, term, index, last_term: term };
+        let records = &backup.records;
+        let before = Predecessor { records, cause: Cause::Restored, term, index, last_term: term };
         let heir = decide(&config, &keys, &before, wanted, shares)?;
-        plant(&dir, &config, heir, &backup)
+        plant(&dir, &config, heir, records)
     });
     made.await.map_err(text)??.tell()
 }
 
 fn read_backup(file: &Path, identity: &Path) -> Result<Restored, String> {
-    let wrong = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let secret = fs::read_to_string(identity).map(Zeroizing::new);
-    let secret = secret.map_err(|error| wrong(identity, &error))?;
-    let identities = Identities::parse(&secret).map_err(|error| wrong(identity, &error))?;
-    let source = File::open(file).map_err(|error| wrong(file, &error))?;
-    let bytes = source.metadata().map_err(|error| wrong(file, &error))?.len();
-    let source = cli::progress(bytes).wrap_read(source);
-    let source = Decrypting::start(&identities, source).map_err(|error| wrong(file, &error))?;
-    let mut reader = Reader::new(source).map_err(|error| wrong(file, &error))?;
-    let mut records = Vec::new();
-    while let Some(chunk) = reader.next_chunk().map_err(|error| wrong(file, &error))? {
+    let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+    let source = backup::open(file, identity)?;
+    let mut reader = Reader::new(source).map_err(|error| wrong(&error))?;
+    let mut records = BTreeMap::new();
+    while let Some(chunk) = reader.next_chunk().map_err(|error| wrong(&error))? {
         records.extend(chunk);
     }
-    let summary = reader.summary().ok_or_else(|| wrong(file, &"it does not come to its end"))?;
-    let cluster = view::cluster(&Sorted(&records)).map_err(|error| wrong(file, &error))?;
-    let cluster = cluster.ok_or_else(|| wrong(file, &"it holds no cluster"))?;
-    if (cluster.id, cluster.lineage) != (summary.cluster, summary.lineage) {
-        return Err(wrong(file, &"its records are of another cluster than its header"));
-    }
-    domain::readable(cluster.format, domain::FORMAT).map_err(|newer| wrong(file, &newer))?;
+    let summary = reader.summary().ok_or_else(|| wrong(&"it does not come to its end"))?;
+    let cluster = view::cluster(&records).map_err(|error| wrong(&error))?;
+    let cluster = backup::must_fit(cluster, &summary).map_err(|error| wrong(&error))?;
     Ok(Restored { records, summary, cluster })
 }
 
@@ -186,12 +177,12 @@ fn combine(shares: &[PathBuf]) -> Result<Option<KitPrivate>, String> {
 
 /// This slot's share of an epoch: that of the member whose slot it was, else what the kit makes of its.
 fn find_share(
-    backup: &Restored,
+    records: &impl Records,
     keys: &NodeKeys,
     kit: Option<&KitPrivate>,
     epoch: &KekEpoch,
 ) -> Result<Option<Vec<u8>>, String> {
-    for member in view::members(backup).map_err(text)? {
+    for member in view::members(records).map_err(text)? {
         let statement: Option<Statement> = domain::decode(&member.statement).ok();
         let own = statement.is_some_and(|said| said.enrolment == keys.enrolment_spki);
         if let Some(share) = epoch.shares.get(&member.node).filter(|_| own) {
@@ -199,76 +190,10 @@ fn find_share(
         }
     }
     let Some(kit) = kit else { return Ok(None) };
-    let escrow = view::escrow(backup, epoch.epoch).map_err(text)?;
+    let escrow = view::escrow(records, epoch.epoch).map_err(text)?;
     let escrowed = escrow.get(&KitId(kit.id())).ok_or_else(|| {
         format!("epoch {} was not wrapped to this recovery kit yet, in this backup", epoch.epoch)
     })?;
     let share = kit.rewrap(escrowed, &keys.enrolment_spki);
     share.map(Some).map_err(|error| format!("the recovery kit: {error}"))
-}
-
-struct Sorted<'a>(&'a [Record]);
-
-impl Records for Sorted<'_> {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
-        let found = self.0.binary_search_by(|(name, _)| name.as_slice().cmp(key));
-        Ok(found.ok().map(|at| self.0[at].1.clone()))
-    }
-
-    fn scan(
-        &self,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Record>, Broken> {
-        let from = after.filter(|after| *after > prefix).unwrap_or(prefix);
-        let begin = self.0.partition_point(|(name, _)| name.as_slice() < from);
-        Ok(self.0[begin..]
-            .iter()
-            .take_while(|(name, _)| name.starts_with(prefix))
-            .filter(|(name, _)| after.is_none_or(|after| name.as_slice() > after))
-            .take(limit)
-            .cloned()
-            .collect())
-    }
-}
-
-impl Records for Restored {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
-        Sorted(&self.records).get(key)
-    }
-
-    fn scan(
-        &self,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Record>, Broken> {
-        Sorted(&self.records).scan(prefix, after, limit)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    #[test]
-    fn sorted_records_read_like_a_map() {
-        let names: [&[u8]; 6] = [b"a", b"ab", b"abc", b"b", b"ba", b"c"];
-        let map: BTreeMap<_, _> = names.iter().map(|name| (name.to_vec(), vec![1])).collect();
-        let list: Vec<_> = map.clone().into_iter().collect();
-        let sorted = Sorted(&list);
-        for prefix in [&b""[..], b"a", b"ab", b"d", b"abcd"] {
-            for after in [None, Some(&b"ab"[..]), Some(b"aa"), Some(b"0"), Some(b"z")] {
-                for limit in [0, 1, 2, 9] {
-                    let expected = map.scan(prefix, after, limit).unwrap();
-                    assert_eq!(sorted.scan(prefix, after, limit).unwrap(), expected);
-                }
-            }
-        }
-        assert_eq!(sorted.get(b"ab").unwrap(), Records::get(&map, b"ab").unwrap());
-        assert_eq!(sorted.get(b"aa").unwrap(), None);
-    }
 }
