@@ -11,7 +11,7 @@ pub struct RecoveryKits {
     pub recovery_kits: Vec<RecoveryKit>,
 }
 
-/// A kit that operators signed for. `POST` and `DELETE` answer it without what is escrowed.
+/// A kit that operators signed for. `POST` answers it without what is escrowed.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RecoveryKit {
