@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::request::Head;
-use crate::retry::{After, PAUSE_FIRST, PAUSE_MAX, after, wait, whole};
+use crate::retry::{After, PAUSE_FIRST, PAUSE_MAX, after, late, wait, whole};
 use crate::{Client, Error, Request, Response};
 
 /// A node builds the file before it begins to answer, which takes as long as its state is large.
@@ -37,7 +37,8 @@ impl Client {
         loop {
             let (mut refused, mut failures): (Option<Response>, _) = (None, Vec::new());
             for index in self.pinned.map_or_else(|| self.order().collect(), |index| vec![index]) {
-                let answer = match self.begin(index, &request, HEAD).await {
+                let begun = timeout(HEAD, self.begin(index, &request)).await;
+                let answer = match begun.unwrap_or_else(|_| Err(late(HEAD))) {
                     Ok(answer) if answer.status().is_success() => {
                         self.good.store(index, Ordering::Relaxed);
                         return Ok(Download::new(answer, self.nodes[index].clone()));

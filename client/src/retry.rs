@@ -122,8 +122,7 @@ impl Client {
         give_up: Instant,
     ) -> Result<Response, Failure> {
         let limit = self.attempt_timeout.min(give_up.saturating_duration_since(Instant::now()));
-        let exchange =
-            async { whole(&self.nodes[index], self.begin(index, request, limit).await?).await };
+        let exchange = async { whole(&self.nodes[index], self.begin(index, request).await?).await };
         timeout(limit, exchange).await.unwrap_or_else(|_| Err(late(limit)))
     }
 
@@ -132,7 +131,6 @@ impl Client {
         &self,
         index: usize,
         request: &Request,
-        limit: Duration,
     ) -> Result<http::Response<Incoming>, Failure> {
         let address = &self.nodes[index];
         let uri: Uri = format!("{address}{}", request.path)
@@ -144,8 +142,7 @@ impl Client {
         message.headers_mut().extend(self.headers.clone());
         message.headers_mut().extend(request.headers.clone());
 
-        let answer = timeout(limit, self.http.request(message)).await;
-        answer.map_err(|_| late(limit))?.map_err(|error| judge(&error))
+        self.http.request(message).await.map_err(|error| judge(&error))
     }
 
     pub(crate) fn unreachable(&self, failures: &[(usize, Failure)]) -> Error {
@@ -161,7 +158,7 @@ impl Client {
     }
 }
 
-fn late(limit: Duration) -> Failure {
+pub(crate) fn late(limit: Duration) -> Failure {
     Failure::Unknown(format!("no answer within {limit:.1?}"))
 }
 
