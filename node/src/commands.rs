@@ -71,7 +71,8 @@ pub(crate) async fn init(init: Init) -> ExitCode {
 
 async fn found(init: Init) -> Result<(), String> {
     let Init { config, operator_keys, threshold, recovery_kit, kit_shares, kit_threshold } = init;
-    let admin = admin(&config)?;
+    let config = Config::read(&config).map_err(|wrong| wrong.to_string())?;
+    let admin = admin_of(&config);
     if !(1..=kit_shares).contains(&kit_threshold) {
         return Err(format!("--kit-threshold {kit_threshold} does not fit {kit_shares} shares"));
     }
@@ -91,7 +92,7 @@ async fn found(init: Init) -> Result<(), String> {
     let answer = serde_json::to_string_pretty(&founded).map_err(|error| error.to_string())?;
     println!("{answer}");
     if let Some(out) = recovery_kit {
-        let address = Config::read(&config).map_err(|wrong| wrong.to_string())?.api.advertise;
+        let address = format!("https://{}", config.api.advertise);
         let new = NewKit {
             name: "recovery-kit".into(),
             shares: kit_shares,
@@ -224,7 +225,11 @@ async fn open_slot(config: Config) -> Result<Slot, String> {
 
 fn admin(config: &std::path::Path) -> Result<AdminClient, String> {
     let config = Config::read(config).map_err(|wrong| wrong.to_string())?;
-    Ok(AdminClient::new(config.data_dir.join("admin.sock")))
+    Ok(admin_of(&config))
+}
+
+fn admin_of(config: &Config) -> AdminClient {
+    AdminClient::new(config.data_dir.join("admin.sock"))
 }
 
 pub(crate) fn done(outcome: Result<(), String>) -> ExitCode {

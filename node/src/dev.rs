@@ -153,9 +153,8 @@ async fn found(plan: &Plan, recovery_kit: bool) -> Result<(), String> {
         say("making a recovery kit");
         let out = plan.dir.join("recovery-kit");
         let new = NewKit { name: "dev".into(), shares: 3, threshold: 2, out };
-        let address = first.address().replace("https://", "");
         let operators = [plan.operator_key()];
-        membership::recovery_kit(&address, &founded, &operators, &new).await?;
+        membership::recovery_kit(&first.address(), &founded, &operators, &new).await?;
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ pub(crate) async fn recovery_kit(
     new: &NewKit,
 ) -> Result<Made, String> {
     let operators = kit::operator_keys(operator_keys).map_err(|error| error.to_string())?;
-    let client = Client::builder([format!("https://{address}")])
+    let client = Client::builder([address])
         .ca_pem(founded.ca.clone())
         .token(founded.token.clone())
         .deadline(KIT)
