@@ -143,39 +143,42 @@ impl<N: Node> Default for Table<N> {
 }
 
 impl<N: Node> Table<N> {
-    pub(crate) fn on<H>(mut self, route: Route, handler: H) -> Self
+    pub(crate) fn on<H>(self, route: Route, handler: H) -> Self
     where
         H: Handler<N> + Clone + 'static,
     {
-        let filter =
-            MethodFilter::try_from(route.method.clone()).expect("the table has no CONNECT");
         let line = Arc::new(Line::from(route.clone()));
-        let serve = move |State(edge): State<Edge<N>>, request: Request| {
+        self.add(route, move |State(edge): State<Edge<N>>, request: Request| {
             let (line, handler) = (line.clone(), handler.clone());
             async move { edge.serve(&line, &handler, request).await }
-        };
-        let (path, namespaced) = (route.path, route.namespaced());
-        self.router = self.router.route(path, on(filter, serve.clone()));
-        if let Some(path) = namespaced {
-            self.router = self.router.route(&path, on(filter, serve));
-        }
-        self.routes.push(route);
-        self
+        })
     }
 
     /// A route of kind `Here` whose answer is a stream.
-    pub(crate) fn stream<H>(mut self, route: Route, handler: H) -> Self
+    pub(crate) fn stream<H>(self, route: Route, handler: H) -> Self
     where
         H: Streaming<N> + Clone + 'static,
     {
-        let filter =
-            MethodFilter::try_from(route.method.clone()).expect("the table has no CONNECT");
         let line = Arc::new(Line::from(route.clone()));
-        let serve = move |State(edge): State<Edge<N>>, request: Request| {
+        self.add(route, move |State(edge): State<Edge<N>>, request: Request| {
             let (line, handler) = (line.clone(), handler.clone());
             async move { edge.stream(&line, &handler, request).await }
-        };
-        self.router = self.router.route(route.path, on(filter, serve));
+        })
+    }
+
+    /// At its path, and at that in a namespace where it has one.
+    fn add<T: 'static>(
+        mut self,
+        route: Route,
+        serve: impl axum::handler::Handler<T, Edge<N>>,
+    ) -> Self {
+        let filter =
+            MethodFilter::try_from(route.method.clone()).expect("the table has no CONNECT");
+        let serve = on(filter, serve);
+        if let Some(path) = route.namespaced() {
+            self.router = self.router.route(&path, serve.clone());
+        }
+        self.router = self.router.route(route.path, serve);
         self.routes.push(route);
         self
     }
