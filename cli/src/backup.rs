@@ -9,14 +9,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueHint};
 use crypto::backup::{Identities, Recipient};
-use crypto::sign::OperatorKey;
 use crypto::signed::{Signed, TOMBSTONES};
 use tokio::runtime::Handle;
 use wire::MakeBackup;
-use zeroize::Zeroizing;
 
 use crate::file::{STANDARD, Target, progress, transfer};
-use crate::{Failure, Global};
+use crate::{Failure, Global, kit};
 
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -156,8 +154,7 @@ fn keygen(out: &Path) -> Result<(), Failure> {
 
 async fn sign_tombstones(tombstones: Tombstones, global: &Global) -> Result<(), Failure> {
     let Tombstones { operator_keys, out, force } = tombstones;
-    let keys = operator_keys.iter().map(|path| operator_key(path));
-    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    let keys = kit::operator_keys(&operator_keys)?;
     let mut target = Target::open(&out, 0o644, force)?;
     let told = global.client()?.tombstones().await?;
     let statement = serde_json::to_vec(&told).map_err(Failure::local)?;
@@ -175,14 +172,8 @@ async fn sign_tombstones(tombstones: Tombstones, global: &Global) -> Result<(), 
     Ok(())
 }
 
-fn operator_key(path: &Path) -> Result<OperatorKey, Failure> {
-    OperatorKey::from_pem(&read(path)?)
-        .map_err(|error| Failure::local(format_args!("{}: {error}", path.display())))
-}
-
-fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
+fn read(path: &Path) -> Result<String, Failure> {
     fs::read_to_string(path)
-        .map(Zeroizing::new)
         .map_err(|error| Failure::local(format_args!("can not read {}: {error}", path.display())))
 }
 

@@ -8,11 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cli::kit::NewKit;
 use crypto::sign::OperatorKey;
-use hsm::{Slot, TokenConfig};
-use secrecy::SecretString;
+use hsm::Slot;
 
 use crate::admin::AdminClient;
-use crate::config::{Config, Token};
+use crate::config::Config;
+use crate::server::open_slot;
 use crate::{environment, membership};
 
 #[derive(clap::Args, Debug)]
@@ -196,10 +196,9 @@ fn with_slot(
         return done(Err(format!("[hsm.environment] can not be applied: {error}")));
     }
     crate::block_on(async {
-        let name = config.name.clone();
-        let looked = match open_slot(config).await {
+        let looked = match open_slot(&config).await {
             Ok(slot) => {
-                let looked = look(name, &slot).await;
+                let looked = look(config.name, &slot).await;
                 slot.close().await;
                 looked
             }
@@ -207,20 +206,6 @@ fn with_slot(
         };
         done(looked)
     })
-}
-
-async fn open_slot(config: Config) -> Result<Slot, String> {
-    let pin = std::fs::read_to_string(&config.hsm.pin_file)
-        .map_err(|error| format!("{}: {error}", config.hsm.pin_file.display()))?;
-    let pin = SecretString::from(pin.trim_end().to_owned());
-    let token = match config.hsm.token {
-        Token::Embedded { path } => TokenConfig::Embedded { path, pin },
-        Token::Pkcs11 { module, token_label, serial } => {
-            TokenConfig::Pkcs11 { module, token_label, serial, pin }
-        }
-    };
-    let opened = tokio::task::spawn_blocking(|| Slot::open(token, hsm::Options::default())).await;
-    opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 fn admin(config: &std::path::Path) -> Result<AdminClient, String> {

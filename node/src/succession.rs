@@ -17,7 +17,6 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::local::{DataDir, Local};
-use crate::membership::read_key;
 
 /// What a new cluster is made from.
 pub(crate) struct Predecessor<'a, R> {
@@ -161,8 +160,7 @@ fn first_member(
     node: NodeId,
     operator_keys: &[PathBuf],
 ) -> Result<Member, String> {
-    let operators =
-        operator_keys.iter().map(|path| read_key(path)).collect::<Result<Vec<_>, _>>()?;
+    let operators = cli::kit::operator_keys(operator_keys).map_err(text)?;
     let statement = Statement {
         lineage: pinned.lineage,
         node,
