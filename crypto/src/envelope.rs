@@ -158,7 +158,7 @@ fn encrypt_with(
     Ok(message)
 }
 
-fn seal<C: AeadInOut + KeyInit>(
+pub(crate) fn seal<C: AeadInOut + KeyInit>(
     key: &[u8],
     nonce: &[u8],
     aad: &[u8],
@@ -171,7 +171,7 @@ fn seal<C: AeadInOut + KeyInit>(
     tag.as_slice().try_into().map_err(|_| CryptographicFailure)
 }
 
-fn open<C: AeadInOut + KeyInit>(
+pub(crate) fn open<C: AeadInOut + KeyInit>(
     key: &[u8],
     nonce: &[u8],
     aad: &[u8],

@@ -26,15 +26,13 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
-use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::{AeadInOut, KeyInit};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use crate::shamir::{self, Point};
 use crate::share::{self, PrivateKey};
-use crate::{CryptoError, CryptographicFailure, SecretBytes, canary, digest};
+use crate::{CryptoError, CryptographicFailure, SecretBytes, canary, digest, gcm};
 
 /// Shares of a kit, at most: a crowd that big loses some of them.
 pub const SHARES_MAX: u8 = 64;
@@ -42,8 +40,6 @@ pub const SHARES_MAX: u8 = 64;
 pub const NAME_MAX: usize = 64;
 
 const SECRET: usize = 32;
-const NONCE: usize = 12;
-const TAG: usize = 16;
 const CHECKSUM: usize = 16;
 /// Far more than a share has.
 const FILE_MAX: usize = 64 * 1024;
@@ -129,7 +125,7 @@ impl KitPrivate {
         }
         let label = Label { id: self.id, name: name.to_owned(), threshold, shares };
         let secret = SecretBytes::random(SECRET)?;
-        let sealed = seal(&label, &secret, self.key.pkcs8())?;
+        let sealed = gcm::seal(&secret, &aad(&label), self.key.pkcs8())?;
         let points = shamir::split(&secret, threshold, shares)?;
         let share = |point| KitShare { label: label.clone(), point, sealed: sealed.clone() };
         Ok(points.into_iter().map(share).collect())
@@ -158,7 +154,8 @@ impl KitPrivate {
         let chosen: Vec<&Point> =
             distinct.values().take(needed.into()).map(|share| &share.point).collect();
         let secret = shamir::combine(&chosen);
-        let pkcs8 = open(&first.label, &secret, &first.sealed)?;
+        let pkcs8 = gcm::open(&secret, &aad(&first.label), &first.sealed)
+            .map_err(|CryptographicFailure| KitError::DoesNotOpen)?;
         Ok(Self { id: first.label.id, key: PrivateKey::from_pkcs8(pkcs8)? })
     }
 
@@ -323,39 +320,14 @@ fn aad(label: &Label) -> Vec<u8> {
     [&b"strongroom.kit.v1\0"[..], &label.id, &[label.threshold, label.shares]].concat()
 }
 
-fn seal(label: &Label, secret: &SecretBytes, key: &SecretBytes) -> Result<Vec<u8>, CryptoError> {
-    let failed = || CryptoError::Malformed("the kit's secret");
-    let mut nonce = [0; NONCE];
-    getrandom::fill(&mut nonce)?;
-    let cipher = secret.expose(Aes256Gcm::new_from_slice).map_err(|_| failed())?;
-    let mut sealed = Vec::with_capacity(NONCE + key.len() + TAG);
-    sealed.extend_from_slice(&nonce);
-    key.expose(|key| sealed.extend_from_slice(key));
-    let tag = cipher
-        .encrypt_inout_detached((&nonce).into(), &aad(label), (&mut sealed[NONCE..]).into())
-        .map_err(|_| failed())?;
-    sealed.extend_from_slice(&tag);
-    Ok(sealed)
-}
-
-fn open(label: &Label, secret: &SecretBytes, sealed: &[u8]) -> Result<SecretBytes, KitError> {
-    let (nonce, rest) = sealed.split_at_checked(NONCE).ok_or(KitError::DoesNotOpen)?;
-    let length = rest.len().checked_sub(TAG).ok_or(KitError::DoesNotOpen)?;
-    let (ciphertext, tag) = rest.split_at(length);
-    let nonce: &[u8; NONCE] = nonce.try_into().expect("split at its length");
-    let tag: &[u8; TAG] = tag.try_into().expect("split at its length");
-    let cipher = secret.expose(Aes256Gcm::new_from_slice).map_err(|_| KitError::DoesNotOpen)?;
-    SecretBytes::fill(length, |key| {
-        key.copy_from_slice(ciphertext);
-        cipher
-            .decrypt_inout_detached(nonce.into(), &aad(label), key.into(), tag.into())
-            .map_err(|_| KitError::DoesNotOpen)
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use aes_gcm::Aes256Gcm;
+    use aes_gcm::aead::{AeadInOut, KeyInit};
+
     use super::*;
+
+    const NONCE: usize = 12;
 
     fn kit() -> (KitPrivate, Vec<KitShare>) {
         let kit = KitPrivate::generate().unwrap();

@@ -7,6 +7,7 @@ pub mod backup;
 pub mod canary;
 pub mod digest;
 pub mod envelope;
+mod gcm;
 pub mod kit;
 pub mod seal;
 pub mod secret;

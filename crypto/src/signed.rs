@@ -54,9 +54,7 @@ impl Signed {
     pub fn to_text(&self) -> String {
         let mut text = format!("{MAGIC} {}\n{}\n", self.label, STANDARD.encode(&self.statement));
         for (operator, signature) in &self.signatures {
-            let operator =
-                operator.0.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-            text += &operator;
+            text += &hex::encode(operator.0);
             text.push(' ');
             text += &STANDARD.encode(signature);
             text.push('\n');
@@ -107,11 +105,9 @@ impl Signed {
 }
 
 fn public(hex: &str) -> Option<OperatorPublic> {
-    let (pairs, []) = hex.as_bytes().as_chunks::<2>() else { return None };
-    let digit = |byte: &u8| (*byte as char).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let byte = |[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
-    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
-    bytes?.try_into().ok().map(OperatorPublic)
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(hex, &mut bytes).ok()?;
+    Some(OperatorPublic(bytes))
 }
 
 #[cfg(test)]
