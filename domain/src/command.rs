@@ -224,9 +224,7 @@ impl Change {
             | Self::RotateSucceeded { .. } => 2,
         }
     }
-}
 
-impl Change {
     /// Whether it is still taken in while the disk is nearly full, on what is held back for it.
     ///
     /// That is what takes something away or calls its taking away off, while time goes on and

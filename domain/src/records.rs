@@ -162,9 +162,9 @@ pub(crate) mod at {
     const SETTINGS: u8 = 18;
     const CLOCK: u8 = 19;
     const AUTHORITY: u8 = 20;
-    pub(crate) const SUCCESSION: u8 = 23;
     pub(crate) const KIT: u8 = 21;
     const ESCROW: u8 = 22;
+    pub(crate) const SUCCESSION: u8 = 23;
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];

@@ -34,33 +34,21 @@ pub fn succeed(records: &impl Records, plan: &Plan) -> Result<Changes, NoSuccess
     }
     let now = view::now(records)?.max(plan.at);
     let mut applying = Applying { draft: Draft::new(records), revision: plan.revision, now };
-    match applying.succeed(records, cluster, plan) {
-        Ok(()) => Ok(applying.draft.into_changes()),
-        Err(Refused::Plan(why)) => Err(why),
-        Err(Refused::Stop(Stop::Rejected(reject))) => Err(reject.into()),
-        Err(Refused::Stop(Stop::Broken(broken))) => Err(broken.into()),
-    }
+    applying.succeed(records, cluster, plan)?;
+    Ok(applying.draft.into_changes())
 }
 
-enum Refused {
-    Plan(NoSuccession),
-    Stop(Stop),
-}
-
-impl From<Stop> for Refused {
+impl From<Stop> for NoSuccession {
     fn from(stop: Stop) -> Self {
-        Self::Stop(stop)
-    }
-}
-
-impl From<Broken> for Refused {
-    fn from(broken: Broken) -> Self {
-        Self::Stop(broken.into())
+        match stop {
+            Stop::Rejected(reject) => reject.into(),
+            Stop::Broken(broken) => broken.into(),
+        }
     }
 }
 
 impl<R: Records> Applying<'_, R> {
-    fn succeed(&mut self, records: &R, cluster: Cluster, plan: &Plan) -> Result<(), Refused> {
+    fn succeed(&mut self, records: &R, cluster: Cluster, plan: &Plan) -> Result<(), NoSuccession> {
         self.draft.put(at::clock(), &self.now);
         self.replace_members(records, &plan.member)?;
         self.replace_callers(records, &plan.callers)?;
@@ -116,7 +104,7 @@ impl<R: Records> Applying<'_, R> {
         node: NodeId,
         active: Epoch,
         shares: &BTreeMap<Epoch, Vec<u8>>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), NoSuccession> {
         for mut epoch in view::epochs(&self.draft)? {
             let under = view::count_under(&self.draft, epoch.epoch)?;
             epoch.shares.clear();
@@ -126,8 +114,8 @@ impl<R: Records> Applying<'_, R> {
             epoch.made_by = node;
             if epoch.epoch == active || under > 0 {
                 let share = shares.get(&epoch.epoch);
-                let share = share.ok_or(NoSuccession::MissingShare(epoch.epoch));
-                epoch.shares.insert(node, share.map_err(Refused::Plan)?.clone());
+                let share = share.ok_or(NoSuccession::MissingShare(epoch.epoch))?;
+                epoch.shares.insert(node, share.clone());
                 epoch.acknowledged.insert(node);
             } else if epoch.state == EpochState::Distributing {
                 epoch.state = EpochState::Abandoned;
