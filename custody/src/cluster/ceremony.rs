@@ -117,12 +117,14 @@ impl Custody {
             }
             let escrowed = view::escrow(view, cluster.latest_epoch)?.into_keys().collect();
             let pinned = view::kits(view)?;
-            Ok::<_, Error>(Some((cluster, epochs, under, view::members(view)?, pinned, escrowed)))
+            let succession = view::successions(view)?.pop();
+            let members = view::members(view)?;
+            Ok::<_, Error>(Some((cluster, epochs, under, members, pinned, escrowed, succession)))
         })?;
-        let Some((cluster, epochs, under, members, pinned_kits, escrowed)) = found else {
+        let Some((cluster, epochs, under, members, pinned_kits, escrowed, succession)) = found
+        else {
             return Ok(None);
         };
-        let succession = self.replica().read(|view| view::successions(view))?.pop();
         let slot_healthy = self.slot().health().borrow().is_healthy();
         let held = self.held(&epochs, slot_healthy).await;
         let statements = members

@@ -1,7 +1,7 @@
 //! Which format of the state every member can read, as each says itself.
 //!
-//! A cluster begins at the newest format that its first node reads, and is led on by command when
-//! all members, learners too, read a newer one. A member that does not know the question is of a
+//! A log begins at the oldest format. A new cluster is told to switch at once, to the newest that its
+//! first node reads (`init.rs`); from then on it is when all members, learners too, read a newer one. A member that does not know the question is of a
 //! program that knows the oldest format only; one that does not answer holds the switch up.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use domain::{FORMAT_OLDEST, NodeId, view};
 use peers::{CallError, Refusal};
-use tokio::task::JoinSet;
 
 use super::lock;
 use super::messages::{Message, Reply};
@@ -45,27 +44,15 @@ pub(super) async fn watch(custody: Custody) {
 
 impl Custody {
     async fn ask_formats(&self) -> BTreeMap<NodeId, u16> {
-        let mut asked = JoinSet::new();
-        for node in self.cluster_state().roster().peers().into_keys() {
-            if node != self.node_id() {
-                let custody = self.clone();
-                asked.spawn(async move { (node, custody.ask_format(node).await) });
-            }
-        }
         let mut formats = BTreeMap::from([(self.node_id(), self.node().format_max)]);
-        while let Some(answer) = asked.join_next().await {
-            if let Ok((node, Some(most))) = answer {
-                formats.insert(node, most);
-            }
+        for (node, answer) in self.ask_others(|| Message::Format, CALL).await {
+            let most = match answer {
+                Ok(Reply::Format { most }) => most,
+                Err(CallError::Refused(Refusal::Invalid(_))) => FORMAT_OLDEST,
+                Ok(_) | Err(_) => continue,
+            };
+            formats.insert(node, most);
         }
         formats
-    }
-
-    async fn ask_format(&self, node: NodeId) -> Option<u16> {
-        match self.call(node, &Message::Format, CALL).await {
-            Ok(Reply::Format { most }) => Some(most),
-            Err(CallError::Refused(Refusal::Invalid(_))) => Some(FORMAT_OLDEST),
-            Ok(_) | Err(_) => None,
-        }
     }
 }

@@ -1,9 +1,9 @@
 //! Who should lead: a node whose slot can serve, if there is one.
 //!
 //! A node whose slot is sick, or lacks a KEK, or whose disk is nearly full, or which is cordoned does
-//! not campaign; if it leads it hands over. When nobody able leads for a while it leads as *caretaker*: reads, revocations and
-//! membership go on, uses answer that no HSM can serve. That ends by itself, as soon as somebody is
-//! able again.
+//! not campaign; if it leads it hands over. When nobody able leads for a while it leads as
+//! *caretaker*: reads, revocations and membership go on, uses answer that no HSM can serve. That ends
+//! by itself, as soon as somebody is able again.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -184,12 +184,12 @@ impl Custody {
         }
     }
 
-    /// Asks every other member the same at once. Who does not answer in time is missing.
+    /// Asks every other member the same at once, each with a limit.
     pub(super) async fn ask_others(
         &self,
         message: fn() -> Message,
         limit: Duration,
-    ) -> Vec<(NodeId, Reply)> {
+    ) -> Vec<(NodeId, Result<Reply, CallError>)> {
         let mut asked = JoinSet::new();
         for node in self.cluster_state().roster().peers().into_keys() {
             if node != self.node_id() {
@@ -197,8 +197,7 @@ impl Custody {
                 asked.spawn(async move { (node, custody.call(node, &message(), limit).await) });
             }
         }
-        let answered = asked.join_all().await.into_iter();
-        answered.filter_map(|(node, answer)| Some((node, answer.ok()?))).collect()
+        asked.join_all().await
     }
 
     pub(super) async fn call(

@@ -125,7 +125,7 @@ impl Custody {
     async fn backup_statuses(&self) -> Vec<(NodeId, BackupStatus)> {
         let mut told = vec![(self.node_id(), self.backup_status())];
         for (node, reply) in self.ask_others(|| Message::BackupStatus, FAN_OUT).await {
-            if let Reply::BackupStatus(status) = reply {
+            if let Ok(Reply::BackupStatus(status)) = reply {
                 told.push((node, status));
             }
         }

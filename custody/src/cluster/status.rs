@@ -106,10 +106,11 @@ impl Custody {
                     active.ok_or_else(|| Error::Internal("the active epoch is missing".into()))?;
                 let escrow = view::escrow(view, cluster.active_epoch)?;
                 let kits = kits::summaries(self.pinned(), &view::kits(view)?, &escrow);
-                Ok((cluster, members, active, rewrapped, total, kits))
+                let succession = view::successions(view)?.pop();
+                Ok((cluster, members, active, rewrapped, total, kits, succession))
             })
             .await?;
-        let (cluster, members, active, rewrapped, total, kits) = seen.value;
+        let (cluster, members, active, rewrapped, total, kits, succession) = seen.value;
         let (survey, backups) = tokio::join!(self.survey(), self.backup_view());
         let survey = survey?;
         let holders: Vec<&Member> = members
@@ -135,7 +136,7 @@ impl Custody {
                 total,
             },
             survives: domain::survives(&survey.halves),
-            succession: self.replica().read(|view| view::successions(view))?.pop(),
+            succession,
             nodes: survey.nodes,
             kits,
             backups,
@@ -198,7 +199,7 @@ impl Custody {
         let mut statuses: BTreeMap<_, _> = peers.into_keys().map(|node| (node, None)).collect();
         statuses.insert(self.node_id(), Some(self.node_status()));
         for (node, reply) in self.ask_others(|| Message::Status, FAN_OUT).await {
-            if let Reply::Status(status) = reply {
+            if let Ok(Reply::Status(status)) = reply {
                 statuses.insert(node, Some(*status));
             }
         }

@@ -26,6 +26,20 @@ use crate::{Context, Credential, DecryptItem, EncryptItem, Error, Health, NewKey
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A new key with nothing out of the ordinary.
+fn plain(name: &str) -> NewKey {
+    NewKey {
+        name: name.into(),
+        algorithm: Algorithm::Aes256Gcm,
+        purpose: Purpose::EncryptDecrypt,
+        description: String::new(),
+        labels: BTreeMap::new(),
+        rotation_period: None,
+        exportable: false,
+        deletion_protection: false,
+    }
+}
+
 /// What `node` mounts.
 struct Desk {
     handler: Handler,
@@ -325,17 +339,7 @@ impl Cluster {
     }
 
     async fn create_key(&self, name: &str) {
-        let new = NewKey {
-            name: name.into(),
-            algorithm: Algorithm::Aes256Gcm,
-            purpose: Purpose::EncryptDecrypt,
-            description: String::new(),
-            labels: BTreeMap::new(),
-            rotation_period: None,
-            exportable: false,
-            deletion_protection: false,
-        };
-        self.leader().create_key(&self.context(), new).await.unwrap();
+        self.leader().create_key(&self.context(), plain(name)).await.unwrap();
     }
 
     async fn encrypt(&self, key: &str) -> Vec<u8> {

@@ -167,19 +167,6 @@ async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
-fn plain(name: &str) -> NewKey {
-    NewKey {
-        name: name.into(),
-        algorithm: Algorithm::Aes256Gcm,
-        purpose: Purpose::EncryptDecrypt,
-        description: String::new(),
-        labels: BTreeMap::new(),
-        rotation_period: None,
-        exportable: false,
-        deletion_protection: false,
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_cluster_stands_at_the_newest_format() {
     let cluster = Cluster::of_one().await;
