@@ -180,7 +180,7 @@ impl Custody {
             Phase::Draining
         } else if status.role == raft_store::Role::Learner {
             Phase::Joining
-        } else if leader.is_none() {
+        } else if leader.is_none() || !self.0.replica.is_recovered() {
             Phase::Recovering
         } else {
             Phase::Serving
@@ -205,9 +205,10 @@ impl Custody {
         }
     }
 
-    /// Whether a request sent here would be served, by this node or by forwarding.
+    /// Whether requests should be sent here, to be served by this node or by forwarding. One that has
+    /// not applied yet what it had before it was started would answer with what was long ago.
     pub fn can_serve(&self) -> bool {
-        !self.is_draining() && self.leader().is_some()
+        !self.is_draining() && self.leader().is_some() && self.0.replica.is_recovered()
     }
 
     /// Everything before the doing: the barrier, then caller, right and facts on one view.

@@ -18,10 +18,11 @@ use crate::fatal;
 use crate::files::Writer;
 use crate::network::{Message, SnapshotHeader};
 use crate::promises::{Kept, Promised, Promises};
+use crate::readiness::Readiness;
 use crate::recovery::{Offer, Part};
 use crate::room::Room;
 use crate::snapshots::{Built, Shelf, in_background};
-use crate::types::{Raft, TypeConfig};
+use crate::types::{Raft, TypeConfig, index_of};
 
 /// How much of a snapshot goes into an answer: small beside the limit of a frame, so that nothing
 /// waits long behind it.
@@ -38,6 +39,7 @@ pub struct Handler {
     pub(crate) uploads: Arc<Uploads>,
     pub(crate) promises: Arc<Promises>,
     pub(crate) kept: Kept,
+    pub(crate) readiness: Arc<Readiness>,
     pub(crate) fatal: fatal::Fatal,
 }
 
@@ -101,6 +103,7 @@ impl Handler {
                 self.admit(from, append.vote.leader_id().voted_for)?;
                 self.promises.voted(from, &append.vote);
                 self.promises.holds(from, append.leader_commit);
+                self.readiness.hear(index_of(append.leader_commit.as_ref()));
                 // A heartbeat is taken whatever the disk is like: nobody needs another leader.
                 if !append.entries.is_empty() && !self.room.take(request.len() as u64) {
                     return Err(Refusal::StorageFull);

@@ -29,6 +29,7 @@ mod log_store;
 mod network;
 mod plant;
 mod promises;
+mod readiness;
 mod recovered;
 mod recovery;
 mod replica;

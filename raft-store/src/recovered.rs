@@ -20,6 +20,7 @@ use crate::housekeeping::{Housekeeping, watch_raft};
 use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::promises::{Kept, Promises};
+use crate::readiness::Readiness;
 use crate::recovery::{self, Fetcher, Opened, Others, RecoveryReport};
 use crate::replica::{Inner, Replica};
 use crate::room::Room;
@@ -195,6 +196,7 @@ impl Recovered {
             shelf: Arc::clone(&opened.shelf),
             promises: Arc::new(Promises::default()),
             kept: Kept::new(opened.log.clone(), Arc::clone(&opened.store)),
+            readiness: Arc::new(Readiness::new(opened.report.last_log_index)),
             fatal: fatal.clone(),
         };
         Ok(Self { config, others, opened, handler, fatal, threads })

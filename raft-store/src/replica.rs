@@ -27,6 +27,7 @@ use crate::error::{
 use crate::fatal::Fatal;
 use crate::handler::Handler;
 use crate::housekeeping::Leader;
+use crate::readiness::Standing;
 use crate::recovered::{Recovered, Threads};
 use crate::recovery::RecoveryReport;
 use crate::room::{Room, Storage};
@@ -231,6 +232,16 @@ impl Replica {
             recovery: self.0.recovery.clone(),
             scrubbed_at: self.0.store.scrubbed_at(),
         }
+    }
+
+    /// Whether all is applied that the log held at the start, as far as it stood, and what the first
+    /// leader that was heard called committed. It stays so.
+    pub fn is_recovered(&self) -> bool {
+        self.0.handler.readiness.look(Standing {
+            applied: self.0.store.note().index(),
+            last: self.0.log.state().last.map_or(0, |(index, _)| index),
+            leads: self.0.raft.metrics().borrow_watched().state.is_leader(),
+        })
     }
 
     /// How this node's disk is.

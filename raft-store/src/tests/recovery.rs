@@ -232,3 +232,37 @@ async fn without_state_and_snapshots_a_peer_helps_out() {
     let (_, report) = house.open(3).await.expect("it comes back");
     assert_eq!(report.path, RecoveryPath::Whole);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_back_when_it_has_applied_what_its_log_held() {
+    let mut house = House::new(3);
+    let replicas = house.form().await;
+    let older = house.dir(3).with_extension("older");
+    let mut index = 0;
+    for number in 1..=40 {
+        if number == 10 {
+            within(10, house.stop(3)).await;
+            copy(&house.dir(3).join("state"), &older);
+            house.open(3).await.expect("it comes back");
+        }
+        let committed = replicas[0].propose(create_key(number), soon()).await;
+        index = committed.expect("it is committed").index;
+    }
+    let third = house.replica(3);
+    until("it has all", || third.status().applied_index >= index && third.is_recovered()).await;
+    drop((replicas, third));
+    for node in [3, 2, 1] {
+        within(10, house.stop(node)).await;
+    }
+    fs::remove_dir_all(house.dir(3).join("state")).expect("it goes");
+    fs::rename(&older, house.dir(3).join("state")).expect("it moves");
+
+    let (third, report) = house.open(3).await.expect("it comes back");
+    assert_eq!(report.path, RecoveryPath::Whole);
+    assert!(report.applied_index < report.last_log_index, "{report:?}");
+    assert!(!third.is_recovered(), "nobody has told it what of its log is committed");
+    let (first, _) = house.open(1).await.expect("it comes back");
+    until("both are back", || first.is_recovered() && third.is_recovered()).await;
+    assert!(third.status().applied_index >= report.last_log_index);
+    assert!(third.read(|view| has_key(view, 40)));
+}
