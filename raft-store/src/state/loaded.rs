@@ -132,6 +132,10 @@ impl Loaded {
         note: Note,
     ) -> Result<(), Broken> {
         staged.batch.insert(&NOTE_KEY, note.seal(key));
+        self.write(staged, note)
+    }
+
+    fn write(&mut self, staged: Staged, note: Note) -> Result<(), Broken> {
         self.tree.apply_batch(staged.batch).map_err(|error| broken(&error))?;
         if let Some(base) = &mut self.base {
             staged.hide.into_iter().for_each(|ordinal| base.hide(ordinal));
@@ -140,11 +144,14 @@ impl Loaded {
         Ok(())
     }
 
-    /// As it is being made, nobody reads it and its index stays.
+    /// As it is being made it is the state at no index, so it has no note on the disk until
+    /// [`Loaded::make`] gives it one: where sled comes back older than it was, a half copied state must
+    /// not be found to sum to anything.
     pub(super) fn put(&mut self, key: &SetKey, changes: &Changes) -> Result<(), Broken> {
         let mut note = self.note.clone();
-        let staged = self.stage(key, changes, &mut note)?;
-        self.make(key, staged, note)
+        let mut staged = self.stage(key, changes, &mut note)?;
+        staged.batch.remove(&NOTE_KEY);
+        self.write(staged, note)
     }
 
     /// What these records are now, to be put into another generation.
@@ -159,4 +166,47 @@ impl Loaded {
 
 fn removed(name: &[u8]) -> Vec<u8> {
     [&REMOVED, name].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use domain::{ClusterId, Lineage};
+    use wal::{Files, RealFiles};
+
+    use super::*;
+    use crate::snapshots::{Origin, Shelf};
+    use crate::state::generation::Generations;
+
+    #[test]
+    fn a_half_copied_state_is_no_state() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (disk, key): (Arc<dyn Files>, _) = (Arc::new(RealFiles), SetKey::new(b"lineage"));
+        let origin = Origin { cluster: ClusterId([1; 16]), lineage: Lineage([2; 16]) };
+        let at = |name: &str| dir.path().join(name);
+        let shelf =
+            Shelf::open(Arc::clone(&disk), at("snapshots"), &at("quarantine"), origin, key.clone());
+        let shelf = shelf.expect("a shelf");
+        let generations =
+            Generations::new(disk, at("state"), at("quarantine"), 1 << 20, key.clone());
+        let generations = generations.expect("a directory");
+
+        let mut loaded = generations.empty().expect("it is made");
+        let current = loaded.current();
+        loaded.put(&key, &[(vec![5], Some(vec![6]))].into()).expect("it is copied");
+        generations.sync(loaded.number, &loaded.tree).expect("it is synced");
+        let note = loaded.note.clone();
+        drop(loaded);
+        let opened = generations.open(&current, &shelf);
+        assert_eq!(opened.err().as_deref(), Some("there is no note"));
+
+        let mut loaded = generations.empty().expect("it is made");
+        let current = loaded.current();
+        loaded.put(&key, &[(vec![5], Some(vec![6]))].into()).expect("it is copied");
+        loaded.make(&key, Staged::default(), note.clone()).expect("it is made");
+        generations.sync(loaded.number, &loaded.tree).expect("it is synced");
+        drop(loaded);
+        assert_eq!(generations.open(&current, &shelf).expect("it is whole").note, note);
+    }
 }
