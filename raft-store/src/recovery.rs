@@ -226,7 +226,14 @@ fn open_state(
     purged: u64,
     fetch: Fetch<'_>,
 ) -> Result<(Loaded, RecoveryPath, Option<String>), OpenError> {
-    let current = generations.current().map_err(OpenError::io(generations.path(0)))?;
+    let current = match generations.current() {
+        // All that it says can be found again.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::error!(%error, "the state's own pointer is damaged");
+            None
+        }
+        current => current.map_err(OpenError::io(generations.path(0)))?,
+    };
     let number = current.as_ref().map_or(0, |current| current.number);
     let there = generations.is_there(number);
     let found = match current {
