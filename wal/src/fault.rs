@@ -3,7 +3,7 @@
 //! Faults: nothing works from the n-th operation on (the machine has stopped), the n-th operation
 //! fails (EIO, ENOSPC), the disk is full, operations are slow. [`FaultFiles::after_crash`] is what a
 //! loss of power leaves: of the bytes that were not synced any subset of 512-byte sectors, of the
-//! names that were not synced any prefix. A failed sync loses its bytes for good though they can
+//! names that were not synced any prefix; names are synced by directory. A failed sync loses its bytes for good though they can
 //! still be read, as on Linux.
 //!
 //! Not modelled: a disk that lies about a sync, damage to synced bytes (tests do that with
@@ -313,10 +313,9 @@ impl Files for FaultFiles {
         })
     }
 
-    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.change(Operation::SyncDir, |disk| {
-            disk.durable_names = disk.names.clone();
-            disk.unsynced_names.clear();
+            disk.sync_names(dir);
             Ok(())
         })
     }
@@ -377,6 +376,24 @@ impl Disk {
         naming.apply(&mut self.names);
         self.unsynced_names.push(naming);
     }
+
+    /// Those of this directory only. What was renamed out of it or into it takes the other one along,
+    /// as a journal does.
+    fn sync_names(&mut self, dir: &Path) {
+        let mut dirs = vec![dir.to_path_buf()];
+        for naming in &self.unsynced_names {
+            if naming.is_in(&dirs) {
+                dirs.extend(naming.dirs().map(Path::to_path_buf));
+            }
+        }
+        let (durable, rest) = std::mem::take(&mut self.unsynced_names)
+            .into_iter()
+            .partition::<Vec<_>, _>(|naming| naming.is_in(&dirs));
+        for naming in durable {
+            naming.apply(&mut self.durable_names);
+        }
+        self.unsynced_names = rest;
+    }
 }
 
 impl Naming {
@@ -394,6 +411,18 @@ impl Naming {
                 names.remove(path);
             }
         }
+    }
+
+    fn dirs(&self) -> impl Iterator<Item = &Path> {
+        let (one, other) = match self {
+            Self::Link(path, _) | Self::Unlink(path) => (path, None),
+            Self::Rename(source, target) => (source, Some(target)),
+        };
+        std::iter::once(one).chain(other).filter_map(|path| path.parent())
+    }
+
+    fn is_in(&self, dirs: &[PathBuf]) -> bool {
+        self.dirs().any(|dir| dirs.iter().any(|one| one == dir))
     }
 }
 
@@ -449,6 +478,8 @@ mod tests {
         file.write_all_at(&[1; 2048], 0).unwrap();
         file.sync_data().unwrap();
         assert!(disk.after_crash(Unsynced::Lost).paths().is_empty(), "its name was not synced");
+        disk.sync_dir(Path::new("/other")).unwrap();
+        assert!(disk.after_crash(Unsynced::Lost).paths().is_empty(), "another directory was");
         disk.sync_dir(Path::new("/d")).unwrap();
         file.write_all_at(&[2; 1024], 100).unwrap();
 
