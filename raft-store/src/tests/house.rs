@@ -93,11 +93,15 @@ pub(super) fn listed(dir: &Path, ending: &str) -> Vec<PathBuf> {
 
 impl House {
     pub(super) fn new(nodes: u64) -> Self {
+        Self::on(tempfile::tempdir().expect("a directory"), nodes)
+    }
+
+    pub(super) fn on(dir: TempDir, nodes: u64) -> Self {
         let identities: BTreeMap<_, _> =
             (1..=nodes).map(|node| (node, SoftwareIdentity::generate())).collect();
         let roster = FixedRoster::new(identities.iter().map(|(node, identity)| (*node, identity)));
         Self {
-            dir: tempfile::tempdir().expect("a directory"),
+            dir,
             identities,
             roster,
             addresses: Arc::default(),

@@ -12,9 +12,10 @@ use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use openraft::{EntryPayload, RaftLogReader, RaftSnapshotBuilder, StorageHelper};
 use wal::fault::{Random, Unsynced};
 
-use super::ground::{Ground, Wreck};
+use super::ground::{Ground, Lie, REPLICA, Wreck};
 use super::{scratch, size};
 use crate::config::Config;
+use crate::error::OpenError;
 use crate::fatal::Fatal;
 use crate::files::write_durably;
 use crate::log_store::LogStore;
@@ -33,7 +34,7 @@ const DONATED: u64 = 20;
 const STRAY: u64 = 1_000_000;
 
 fn config(ground: &Ground, root: &Path, idle_mark: Duration) -> Config {
-    let mut config = Config::new(root.join("n1"), NodeId(1), CLUSTER, LINEAGE);
+    let mut config = Config::new(root.join(REPLICA), NodeId(1), CLUSTER, LINEAGE);
     config.segment_bytes = 8 << 10;
     config.sled_cache_bytes = 8 << 20;
     config.log_idle_mark = idle_mark;
@@ -162,6 +163,10 @@ enum Step {
     Vote,
     Flush,
     Snapshot,
+    /// A snapshot, while so many entries are applied: the state is put on it, and they are copied.
+    Rebase(u64),
+    /// A snapshot whose place a leader's takes while it is built.
+    Overtaken,
     Purge,
     /// A snapshot of the leader that is so much ahead.
     Install,
@@ -178,6 +183,8 @@ impl Step {
             Self::Vote => "vote",
             Self::Flush => "flush",
             Self::Snapshot => "snapshot build",
+            Self::Rebase(_) => "rebase",
+            Self::Overtaken => "overtaken build",
             Self::Purge => "purge",
             Self::Install => "install and switch",
             Self::Reopen => "stop and start",
@@ -199,14 +206,16 @@ fn history(seed: u64) -> Vec<Step> {
             }
             7..=8 => steps.push(Step::Vote),
             9 => steps.push(Step::Flush),
-            10..=12 => steps.extend([Step::Append(1 + random.below(3)), Step::Snapshot]),
+            10..=11 => steps.extend([Step::Append(1 + random.below(3)), Step::Snapshot]),
+            12 => steps.extend([Step::Append(1), Step::Rebase(1 + random.below(4))]),
             13 => steps.push(Step::Purge),
             14 => steps.push(Step::Reopen),
             _ => steps.push(Step::Install),
         }
     }
-    steps.extend([Step::Append(2), Step::Snapshot, Step::Append(3), Step::Snapshot, Step::Purge]);
-    steps.extend([Step::Reopen, Step::Install, Step::Append(2), Step::Vote, Step::Reopen]);
+    steps.extend([Step::Append(2), Step::Snapshot, Step::Append(3), Step::Rebase(3), Step::Purge]);
+    steps.extend([Step::Append(1), Step::Flush, Step::Append(1), Step::Reopen, Step::Install]);
+    steps.extend([Step::Append(2), Step::Vote, Step::Overtaken, Step::Append(1), Step::Reopen]);
     steps
 }
 
@@ -285,21 +294,7 @@ impl<'a> Run<'a> {
                 *node = Some(open(&self.config)?);
             }
             (_, None) => return Err("it is closed".into()),
-            (Step::Append(count), Some(node)) => {
-                if model.next() + count > LONGEST || model.next() > model.committed {
-                    return Ok(());
-                }
-                let first = model.next();
-                let new: Vec<_> =
-                    (first..first + count).map(|index| (index, term(index), index)).collect();
-                model.entries.extend(new.iter().map(|(index, term, n)| (*index, (*term, *n))));
-                model.committed = model.next();
-                node.append(new).await?;
-                // From here on they are acknowledged, whatever becomes of the rest of the step.
-                self.sure = model.clone();
-                node.log.save_committed(model.last_committed()).await.map_err(text)?;
-                node.apply(first..=first + count - 1).await?;
-            }
+            (Step::Append(count), Some(_)) => return self.append(count).await,
             (Step::Stray(count), Some(node)) => {
                 let between = term(model.committed) - 1;
                 let first = model.next();
@@ -319,8 +314,13 @@ impl<'a> Run<'a> {
                 node.log.save_vote(&vote).await.map_err(text)?;
             }
             (Step::Flush, Some(node)) => node.store.flush().await.map_err(text)?,
-            (Step::Snapshot, Some(node)) => {
+            (Step::Snapshot | Step::Rebase(_) | Step::Overtaken, Some(node)) => {
                 let mut builder = node.machine.get_snapshot_builder().await;
+                match step {
+                    Step::Rebase(count) => self.append(count).await?,
+                    Step::Overtaken => self.install().await?,
+                    _ => {}
+                }
                 builder.build_snapshot().await.map_err(text)?;
             }
             (Step::Purge, Some(node)) => {
@@ -330,28 +330,46 @@ impl<'a> Run<'a> {
                     node.log.purge(log_id(term(upto), upto)).await.map_err(text)?;
                 }
             }
-            (Step::Install, Some(node)) => {
-                let Some((index, (meta, bytes))) =
-                    self.reference.donated.range(model.next()..).next()
-                else {
-                    return Ok(());
-                };
-                let path = node.shelf.aside();
-                write_durably(&*self.config.files, &path, bytes).map_err(text)?;
-                let file = node.shelf.verify(&path).map_err(text)?;
-                // As openraft does it: what conflicts goes first, the log before it last.
-                model.truncate();
-                node.log.truncate_after(model.last_committed()).await.map_err(text)?;
-                self.sure = model.clone();
-                // A leader's snapshot holds what is committed, whether it arrives or not.
-                model.committed = index + 1;
-                model.installed = Some(*index);
-                node.machine.install_snapshot(meta, file).await.map_err(text)?;
-                model.purge(*index);
-                node.log.purge(log_id(term(*index), *index)).await.map_err(text)?;
-            }
+            (Step::Install, Some(_)) => return self.install().await,
         }
         Ok(())
+    }
+
+    async fn append(&mut self, count: u64) -> Result<(), String> {
+        let (model, node) = (&mut self.maybe, self.node.as_mut().ok_or("it is closed")?);
+        if model.next() + count > LONGEST || model.next() > model.committed {
+            return Ok(());
+        }
+        let first = model.next();
+        let new: Vec<_> = (first..first + count).map(|index| (index, term(index), index)).collect();
+        model.entries.extend(new.iter().map(|(index, term, n)| (*index, (*term, *n))));
+        model.committed = model.next();
+        node.append(new).await?;
+        // From here on they are acknowledged, whatever becomes of the rest of the step.
+        self.sure = model.clone();
+        node.log.save_committed(model.last_committed()).await.map_err(text)?;
+        node.apply(first..=first + count - 1).await
+    }
+
+    async fn install(&mut self) -> Result<(), String> {
+        let (model, node) = (&mut self.maybe, self.node.as_mut().ok_or("it is closed")?);
+        let Some((index, (meta, bytes))) = self.reference.donated.range(model.next()..).next()
+        else {
+            return Ok(());
+        };
+        let path = node.shelf.aside();
+        write_durably(&*self.config.files, &path, bytes).map_err(text)?;
+        let file = node.shelf.verify(&path).map_err(text)?;
+        // As openraft does it: what conflicts goes first, the log before it last.
+        model.truncate();
+        node.log.truncate_after(model.last_committed()).await.map_err(text)?;
+        self.sure = model.clone();
+        // A leader's snapshot holds what is committed, whether it arrives or not.
+        model.committed = index + 1;
+        model.installed = Some(*index);
+        node.machine.install_snapshot(meta, file).await.map_err(text)?;
+        model.purge(*index);
+        node.log.purge(log_id(term(*index), *index)).await.map_err(text)
     }
 }
 
@@ -466,6 +484,10 @@ fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<(), String> {
 struct Tally {
     crashes: BTreeMap<&'static str, u64>,
     starts: u64,
+    /// What was left was no replica yet.
+    absent: u64,
+    /// sled's files were a mixture of what was synced and what was written.
+    torn: u64,
     paths: BTreeMap<String, u64>,
     quarantined: u64,
     trimmed: u64,
@@ -481,6 +503,8 @@ impl Tally {
             *self.paths.entry(path).or_default() += count;
         }
         self.starts += other.starts;
+        self.absent += other.absent;
+        self.torn += other.torn;
         self.quarantined += other.quarantined;
         self.trimmed += other.trimmed;
         self.failures.extend(other.failures);
@@ -502,12 +526,21 @@ fn fates(crash: u64) -> [(Unsynced, Unsynced); 6] {
 
 /// One crash: the history up to there, then every fate of what it left.
 async fn crash_at(reference: &Reference, seed: u64, crash: u64) -> Tally {
-    let mut tally = Tally::default();
     let root = scratch();
     let ground = Ground::new(root.path());
+    crash_on(reference, (&ground, root.path()), seed, crash).await
+}
+
+async fn crash_on(
+    reference: &Reference,
+    (ground, root): (&Ground, &Path),
+    seed: u64,
+    crash: u64,
+) -> Tally {
+    let mut tally = Tally::default();
     ground.files.crash_at(crash);
     let idle = if seed.is_multiple_of(2) { Duration::ZERO } else { Duration::from_hours(1) };
-    let mut run = Run::new(reference, config(&ground, root.path(), idle));
+    let mut run = Run::new(reference, config(ground, root, idle));
     run.all(&history(seed)).await;
     let wreck = ground.wreck();
     let Run { node, sure, maybe, step, .. } = run;
@@ -537,15 +570,17 @@ async fn start(
     seed: u64,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    if !checked.sure.created {
-        // Nobody was told of it, so it may as well not be there.
-        return Ok(());
-    }
     let hour = Duration::from_hours(1);
     let root = scratch();
     let ground = wreck.after(ours, sleds, root.path());
-    let report = checked.check(&config(&ground, root.path(), hour)).await?;
+    let config_of = |ground: &Ground, root: &Path| config(ground, root, hour);
+    if !checked.sure.created && is_absent(&config_of(&ground, root.path()))? {
+        tally.absent += 1;
+        return Ok(());
+    }
+    let report = checked.check(&config_of(&ground, root.path())).await?;
     tally.starts += 1;
+    tally.torn += u64::from(ground.torn);
     *tally.paths.entry(format!("{:?}", report.path)).or_default() += 1;
     tally.quarantined += u64::from(report.quarantined.is_some());
     tally.trimmed += u64::from(report.trimmed_log_bytes > 0);
@@ -553,14 +588,35 @@ async fn start(
     let root = scratch();
     let again = wreck.after(ours, sleds, root.path());
     again.files.crash_at(Random(seed).below(ground.files.operations()));
-    let stopped = checked.check(&config(&again, root.path(), hour)).await;
+    let stopped = checked.check(&config_of(&again, root.path())).await;
     ensure(stopped.is_err(), || "it did not stop in its recovery".into())?;
     let wreck = again.wreck();
     let root = scratch();
     let ground = wreck.after(Unsynced::Torn(seed), Unsynced::Kept, root.path());
-    let twice = checked.check(&config(&ground, root.path(), hour)).await;
+    let twice = checked.check(&config_of(&ground, root.path())).await;
     tally.starts += 1;
     twice.map(drop).map_err(|why| format!("after a crash in the recovery: {why}"))
+}
+
+/// Nobody was told of a replica whose making was cut off. It is whole or not there, and a second one
+/// that is made in its place has nothing of it.
+fn is_absent(config: &Config) -> Result<bool, String> {
+    match recovery::open(config, &Fatal::new(), &recovery::nobody) {
+        Err(OpenError::Absent(_)) => {}
+        Err(error) => return Err(format!("a replica that is half there: {error}")),
+        Ok(opened) => {
+            Node::of(opened, config).drop_dead();
+            return Ok(false);
+        }
+    }
+    // Mostly that is refused: the directory is not empty.
+    if let Ok(made) = recovery::create(config, &Fatal::new()) {
+        let node = Node::of(made, config);
+        let fresh = node.store.note().applied.is_none() && node.wal.state().vote.is_none();
+        node.drop_dead();
+        ensure(fresh, || "it was made over another one".into())?;
+    }
+    Ok(true)
 }
 
 /// The state is damaged, and what puts it into the quarantine and builds it anew is cut off, at every
@@ -606,6 +662,60 @@ fn a_crash_while_a_damaged_state_is_rebuilt_is_no_second_damage() {
         println!("FIGURE crash points of a rebuild = {crash}");
         assert!(crash > 20, "{crash}");
     });
+}
+
+/// A replica is made out of records, and that is cut off at every operation: afterwards there is none,
+/// or all of it.
+#[test]
+fn a_crash_while_a_replica_is_planted_leaves_all_of_it_or_none() {
+    let records: BTreeMap<Vec<u8>, Vec<u8>> =
+        (0..600_u32).map(|n| ([&[5], &n.to_be_bytes()[..]].concat(), vec![7; 300])).collect();
+    let changes = [(vec![6], Some(vec![8]))].into();
+    let (hour, at) = (Duration::from_hours(1), (9, 1_000));
+    let mut right = None;
+    let (mut crash, mut there) = (0, 0);
+    loop {
+        let root = scratch();
+        let ground = Ground::new(root.path());
+        if right.is_some() {
+            ground.files.crash_at(crash);
+        }
+        let planted = crate::plant(&config(&ground, root.path(), hour), at, &records, &changes);
+        if right.is_none() {
+            // The first time all goes well, so that the rest knows what it should come to.
+            right = Some(planted.expect("it is planted"));
+            continue;
+        }
+        if !ground.files.stopped() {
+            assert_eq!(planted.ok(), right);
+            break;
+        }
+        assert!(planted.is_err(), "it went on after a crash at {crash}");
+        let wreck = ground.wreck();
+        for (ours, sleds) in fates(crash) {
+            let root = scratch();
+            let ground = wreck.after(ours, sleds, root.path());
+            let config = config(&ground, root.path(), hour);
+            match recovery::open(&config, &Fatal::new(), &recovery::nobody) {
+                Err(OpenError::Absent(_)) => {}
+                Err(error) => panic!("crash at {crash}, {ours:?}, {sleds:?}: {error}"),
+                Ok(opened) => {
+                    let node = Node::of(opened, &config);
+                    let note = node.store.note();
+                    assert_eq!(note.index(), at.1);
+                    assert_eq!(
+                        Some(note.digest.to_hex()),
+                        right.as_ref().map(|r| r.digest.clone())
+                    );
+                    node.drop_dead();
+                    there += 1;
+                }
+            }
+        }
+        crash += 1;
+    }
+    println!("FIGURE crash points of a planting = {crash}");
+    assert!(crash > 20 && there > 0, "{crash}, {there}");
 }
 
 #[test]
@@ -661,10 +771,72 @@ fn a_crash_at_every_file_operation_loses_nothing_acknowledged() {
     let crashes: u64 = tally.crashes.values().sum();
     println!("FIGURE crash points = {crashes}");
     println!("FIGURE starts after a crash = {}", tally.starts);
+    println!("FIGURE starts that found no replica yet = {}", tally.absent);
+    println!("FIGURE starts on torn files of sled's = {}", tally.torn);
     println!("FIGURE states rebuilt = {}", tally.quarantined);
     println!("FIGURE torn tails trimmed = {}", tally.trimmed);
     println!("FIGURE losses or refusals = {}", tally.failures.len());
     assert!(tally.failures.is_empty(), "{}", tally.failures.join("\n"));
     let meant = points.len() as u64;
     assert!(crashes * 10 >= meant * 9, "{crashes} of {meant}");
+    assert!(only.is_some() || (tally.torn > 0 && tally.absent > 0), "the sweep is blind");
+}
+
+/// What a sync that is left out comes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Found {
+    /// Something acknowledged is lost, or nothing starts any more.
+    Loss,
+    /// The state is built anew, and nothing is lost.
+    Rebuild,
+}
+
+/// The sweep can fail: each of these stands for a sync that somebody forgot.
+const LIES: [(Lie, Found); 8] = [
+    // Acknowledged before the log is synced.
+    (Lie::Bytes("log/"), Found::Loss),
+    // The vote, and how far the log was synced.
+    (Lie::Bytes("log/tail"), Found::Loss),
+    // No sync of the directory after a segment got its name.
+    (Lie::Names("log"), Found::Loss),
+    // The log is purged before the snapshots are durable, by their bytes or by their names.
+    (Lie::Bytes("snapshots/"), Found::Loss),
+    (Lie::Names("snapshots"), Found::Loss),
+    // CURRENT, by its bytes or by its name: it is no authority.
+    (Lie::Bytes("state/"), Found::Rebuild),
+    (Lie::Names("state"), Found::Rebuild),
+    // The state is relied on before sled has it, and is torn.
+    (Lie::Sled, Found::Rebuild),
+];
+
+#[test]
+fn a_sync_that_is_left_out_is_found() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let reference = runtime.block_on(Reference::make());
+    for (lie, expected) in LIES {
+        let (mut points, mut found) = (0, None);
+        'search: for seed in 0..8 {
+            for crash in (seed..).step_by(11) {
+                let root = scratch();
+                let ground = Ground::lying(root.path(), lie);
+                let crashed = crash_on(&reference, (&ground, root.path()), seed, crash);
+                let tally = runtime.block_on(crashed);
+                if tally.crashes.is_empty() {
+                    break;
+                }
+                points += 1;
+                if let Some(failure) = tally.failures.into_iter().next() {
+                    found = Some((Found::Loss, failure));
+                    break 'search;
+                }
+                if expected == Found::Rebuild && tally.quarantined > 0 {
+                    found = Some((Found::Rebuild, String::new()));
+                    break 'search;
+                }
+            }
+        }
+        println!("FIGURE {lie:?} left out = {found:?} at crash {points}");
+        assert_eq!(found.map(|(found, _)| found), Some(expected), "{lie:?}");
+    }
 }

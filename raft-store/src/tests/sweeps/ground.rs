@@ -4,6 +4,9 @@
 //! real ones under a root; what we do to them (sync, rename, remove) is counted and stopped with the
 //! rest. Of a generation, what its last sync saw is durable. A loss of power leaves that, or what a
 //! killed process leaves, or any mixture of both, page by page.
+//!
+//! A ground may also lie: a sync that it says it did is left out. That is how the sweeps are shown to
+//! find what a missing sync loses.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +19,9 @@ use wal::{DataFile, Files};
 
 const PAGE: usize = 4096;
 
+/// The replica's directory, under the root. It is always there: its files are what may be gone.
+pub(super) const REPLICA: &str = "n1";
+
 /// The files of one directory of sled's, by their names in it.
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -24,6 +30,37 @@ pub(super) struct Ground {
     pub(super) files: FaultFiles,
     root: PathBuf,
     sled: Arc<Mutex<Sled>>,
+    lie: Option<Lie>,
+    /// Sled's files are found as a mixture of what was synced and what was written.
+    pub(super) torn: bool,
+}
+
+/// The sync that a disk leaves out and says it did. A path begins under the replica's directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lie {
+    /// Of the bytes of our files whose path begins so.
+    Bytes(&'static str),
+    /// Of the names in this directory.
+    Names(&'static str),
+    /// Of sled's files, once a generation has been synced for the first time.
+    Sled,
+}
+
+impl Lie {
+    fn leaves_bytes(self, inner: &Path) -> bool {
+        matches!(self, Self::Bytes(begin) if within(inner).to_string_lossy().starts_with(begin))
+    }
+
+    fn leaves_names(self, inner: &Path) -> bool {
+        matches!(self, Self::Names(dir) if within(inner) == Path::new(dir))
+    }
+}
+
+/// A path from the root begins with the replica's own directory.
+fn within(inner: &Path) -> &Path {
+    let mut parts = inner.components();
+    parts.next();
+    parts.as_path()
 }
 
 /// What would be found of sled's directories after a loss of power, under the names that they have
@@ -51,7 +88,17 @@ pub(super) struct Wreck {
 
 impl Ground {
     pub(super) fn new(root: &Path) -> Self {
-        Self { files: FaultFiles::new(), root: root.to_path_buf(), sled: Arc::default() }
+        Self {
+            files: FaultFiles::new(),
+            root: root.to_path_buf(),
+            sled: Arc::default(),
+            lie: None,
+            torn: false,
+        }
+    }
+
+    pub(super) fn lying(root: &Path, lie: Lie) -> Self {
+        Self { lie: Some(lie), ..Self::new(root) }
     }
 
     /// What there is now, for a look at what may come of it. To be taken before sled is closed,
@@ -104,6 +151,13 @@ impl Ground {
         Path::new("/").join(self.inner(path))
     }
 
+    fn lied_about(&self, path: &Path, file: Arc<dyn DataFile>) -> Arc<dyn DataFile> {
+        if self.lie.is_some_and(|lie| lie.leaves_bytes(&self.inner(path))) {
+            return Arc::new(Unsyncable { file, files: self.files.clone() });
+        }
+        file
+    }
+
     fn sled(&self) -> MutexGuard<'_, Sled> {
         self.sled.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -118,6 +172,7 @@ impl Wreck {
             Unsynced::Kept => self.live.clone(),
             Unsynced::Torn(seed) => self.torn(seed),
         };
+        fs::create_dir_all(root.join(REPLICA)).expect("a directory");
         for (dir, files) in &found {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).expect("a directory");
@@ -127,8 +182,11 @@ impl Wreck {
                 fs::write(path, bytes).expect("it is written");
             }
         }
+        let torn = found != self.sled.durable && found != self.live;
         let sled = Sled { durable: found, unsynced: Vec::new() };
         Ground {
+            lie: None,
+            torn,
             files: self.files.after_crash(ours),
             root: root.to_path_buf(),
             sled: Arc::new(Mutex::new(sled)),
@@ -185,6 +243,15 @@ impl Naming {
             }
         }
     }
+
+    fn is_in(&self, dir: &Path) -> bool {
+        match self {
+            Self::Make(path, _) | Self::Remove(path) => path.parent() == Some(dir),
+            Self::Rename(source, target) => {
+                [source, target].iter().any(|path| path.parent() == Some(dir))
+            }
+        }
+    }
 }
 
 impl Files for Ground {
@@ -207,11 +274,11 @@ impl Files for Ground {
             let file = wal::RealFiles.open(path)?;
             return Ok(Arc::new(SledFile { file, files: self.files.clone() }));
         }
-        self.files.open(&self.ours(path))
+        Ok(self.lied_about(path, self.files.open(&self.ours(path))?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DataFile>> {
-        self.files.create(&self.ours(path))
+        Ok(self.lied_about(path, self.files.create(&self.ours(path))?))
     }
 
     fn rename(&self, source: &Path, target: &Path) -> io::Result<()> {
@@ -247,10 +314,13 @@ impl Files for Ground {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let inner = self.inner(dir);
         if !is_sleds(&inner) {
+            if self.lie.is_some_and(|lie| lie.leaves_names(&inner)) {
+                return self.files.elsewhere(Operation::SyncDir, || Ok(()));
+            }
             self.files.sync_dir(&self.ours(dir))?;
             let mut sled = self.sled();
             let Sled { durable, unsynced } = &mut *sled;
-            for naming in std::mem::take(unsynced) {
+            for naming in unsynced.extract_if(.., |naming| naming.is_in(&inner)) {
                 naming.apply(durable);
             }
             return Ok(());
@@ -259,6 +329,7 @@ impl Files for Ground {
             let tree = tree(dir);
             let mut sled = self.sled();
             match sled.durable.get_mut(&inner) {
+                Some(_) if matches!(self.lie, Some(Lie::Sled)) => {}
                 Some(durable) => *durable = tree,
                 None => sled.unsynced.push(Naming::Make(inner, tree)),
             }
@@ -288,6 +359,31 @@ impl DataFile for SledFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.files.elsewhere(Operation::Sync, || self.file.sync_data())
+    }
+}
+
+/// A file of ours whose sync does nothing.
+#[derive(Debug)]
+struct Unsyncable {
+    file: Arc<dyn DataFile>,
+    files: FaultFiles,
+}
+
+impl DataFile for Unsyncable {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.files.elsewhere(Operation::Sync, || Ok(()))
     }
 }
 

@@ -4,6 +4,7 @@
 //! `damage-sweep`.
 
 mod crash;
+mod damage;
 mod ground;
 
 /// How much of a sweep is run: every so many points, and how many histories.
