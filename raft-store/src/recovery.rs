@@ -26,14 +26,14 @@ use crate::config::Config;
 use crate::error::OpenError;
 use crate::fatal::Fatal;
 use crate::files::{make_dir, read, write_durably};
-use crate::snapshots::{Origin, Shelf};
-use crate::state::{Generations, Loaded, SetKey, Store, Unreadable};
+use crate::snapshots::{Origin, Shelf, SnapshotFile};
+use crate::state::{Generations, Loaded, SetKey, Store, Unopened, Unreadable};
 
 /// A second damage within this time is not put down to chance.
 const DAMAGE_SPAN: Duration = Duration::from_hours(1);
 
-/// How the state was found.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+/// How the state was found. Members tell one another: variants are appended only.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecoveryPath {
     /// There was nothing yet.
@@ -120,13 +120,9 @@ pub(crate) fn open(config: &Config, fatal: &Fatal, fetch: Fetch<'_>) -> Result<O
     Identity::of(config).check(dir, &identity)?;
     let (log, recovered) = wal::Log::open(&dir.join("log"), log_options(config))?;
     let (generations, shelf) = prepare(config)?;
-    let purged = recovered.purged.as_ref().map_or(0, |purged| purged.index);
-    let (loaded, path, quarantined) = open_state(&generations, &shelf, purged, fetch)?;
+    let (loaded, path, quarantined) = open_state(&generations, &shelf, &log, fetch)?;
     let last_log_index = recovered.last.map_or(0, |(index, _)| index);
     check_reach(&loaded, &shelf, last_log_index)?;
-    if path == RecoveryPath::FromPeer {
-        check_agreement(&loaded, &log)?;
-    }
     assemble(config, fatal, lock, log, generations, shelf, loaded, |applied_index| RecoveryReport {
         path,
         quarantined,
@@ -223,9 +219,10 @@ pub(crate) fn prepare(config: &Config) -> Result<(Generations, Shelf), OpenError
 fn open_state(
     generations: &Generations,
     shelf: &Shelf,
-    purged: u64,
+    log: &wal::Log,
     fetch: Fetch<'_>,
 ) -> Result<(Loaded, RecoveryPath, Option<String>), OpenError> {
+    let purged = log.state().purged.map_or(0, |purged| purged.index);
     let current = match generations.current() {
         // All that it says can be found again.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -238,7 +235,7 @@ fn open_state(
     let there = generations.is_there(number);
     let found = match current {
         Some(current) if there => generations.open(&current, shelf),
-        _ => Err("there is no generation".into()),
+        _ => Err(Unopened::Damaged("there is no generation".into())),
     };
     let why = match found {
         Ok(loaded) if loaded.note.index() >= purged => {
@@ -249,7 +246,8 @@ fn open_state(
             let applied = loaded.note.index();
             format!("it ends at {applied}, but the log is purged up to {purged}")
         }
-        Err(why) => why,
+        Err(Unopened::Damaged(why)) => why,
+        Err(Unopened::Marker(error)) => return Err(OpenError::io(generations.path(0))(error)),
     };
     tracing::error!(generation = number, %why, "the state is damaged and will be built anew");
     // One that is not there was put away by a start that was cut off: that is the same damage.
@@ -261,7 +259,7 @@ fn open_state(
         let moved = generations.quarantine(number);
         moved.map_err(OpenError::io(generations.path(number)))?;
     }
-    let (loaded, path) = rebuild(generations, shelf, purged, &why, fetch)?;
+    let (loaded, path) = rebuild(generations, shelf, log, &why, fetch)?;
     Ok((loaded, path, Some(why)))
 }
 
@@ -280,11 +278,11 @@ fn check_reach(loaded: &Loaded, shelf: &Shelf, last_log_index: u64) -> Result<()
 
 /// What is committed at an index that this log also has must be the same there. Else the end of the
 /// log was never committed, and openraft has no start for that.
-fn check_agreement(loaded: &Loaded, log: &wal::Log) -> Result<(), OpenError> {
-    let Some(applied) = loaded.note.applied else { return Ok(()) };
-    let found = log.read(applied.index()..=applied.index());
+fn check_agreement(snapshot: &SnapshotFile, log: &wal::Log) -> Result<(), OpenError> {
+    let Some(last) = snapshot.meta.last_log_id else { return Ok(()) };
+    let found = log.read(last.index()..=last.index());
     let found = found.map_err(|error| OpenError::NoState { why: error.to_string() })?;
-    if found.iter().all(|entry| entry.term == **applied.committed_leader_id()) {
+    if found.iter().all(|entry| entry.term == **last.committed_leader_id()) {
         return Ok(());
     }
     let why = "the end of the log contradicts what the others have committed".into();
@@ -294,11 +292,12 @@ fn check_agreement(loaded: &Loaded, log: &wal::Log) -> Result<(), OpenError> {
 fn rebuild(
     generations: &Generations,
     shelf: &Shelf,
-    purged: u64,
+    log: &wal::Log,
     why: &str,
     fetch: Fetch<'_>,
 ) -> Result<(Loaded, RecoveryPath), OpenError> {
-    if let Some(loaded) = from_shelf(generations, shelf, purged)? {
+    let purged = log.state().purged.map_or(0, |purged| purged.index);
+    if let Some(loaded) = from_shelf(generations, shelf, log, purged)? {
         return Ok((loaded, RecoveryPath::FromSnapshot));
     }
     if purged == 0 {
@@ -308,7 +307,7 @@ fn rebuild(
     tracing::warn!(%why, "the others are asked for a snapshot");
     let fetched = fetch(shelf, purged);
     fetched.map_err(|error| OpenError::NoState { why: format!("{why}, and {error}") })?;
-    match from_shelf(generations, shelf, purged)? {
+    match from_shelf(generations, shelf, log, purged)? {
         Some(loaded) => Ok((loaded, RecoveryPath::FromPeer)),
         None => Err(OpenError::NoState { why }),
     }
@@ -317,9 +316,12 @@ fn rebuild(
 fn from_shelf(
     generations: &Generations,
     shelf: &Shelf,
+    log: &wal::Log,
     purged: u64,
 ) -> Result<Option<Loaded>, OpenError> {
     for snapshot in shelf.all().into_iter().filter(|snapshot| snapshot.index() >= purged) {
+        // It may be another member's, fetched by this start or by one that came no further.
+        check_agreement(&snapshot, log)?;
         match generations.over(&snapshot) {
             Ok(loaded) => {
                 let path = generations.path(loaded.number);

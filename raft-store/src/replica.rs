@@ -244,6 +244,11 @@ impl Replica {
         })
     }
 
+    /// What was found damaged and put away, by name, until a person removes it.
+    pub fn quarantined(&self) -> Vec<String> {
+        self.0.shelf.quarantined()
+    }
+
     /// How this node's disk is.
     pub fn storage(&self) -> Storage {
         self.0.room.storage()

@@ -108,6 +108,13 @@ impl Shelf {
         self.origin
     }
 
+    /// The names of what was put away: snapshots and states.
+    pub(crate) fn quarantined(&self) -> Vec<String> {
+        let mut names = self.disk.list(&self.quarantine).unwrap_or_default();
+        names.sort();
+        names
+    }
+
     pub(crate) fn newest(&self) -> Option<SnapshotFile> {
         self.files().last().cloned()
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
 use wal::Files;
 
 use crate::files::{damaged, make_dir, read, remove_if_there, unix_seconds, write_durably};
@@ -24,6 +25,10 @@ use crate::state::note::{NOTE_KEY, Note};
 
 /// sled gives its lock back a moment after a database is dropped.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
+
+/// So often in a row a process may die while it opens a generation before that is put down to the
+/// generation: whoever kills it may have bad luck, or none of its own (memory, a probe).
+const DEATHS_MAX: u32 = 20;
 
 /// Stands in a generation that was found damaged while in use, with the reason.
 const CONDEMNED: &str = "CONDEMNED";
@@ -45,6 +50,17 @@ pub(crate) struct Current {
     pub(crate) number: u64,
     /// The file name of the snapshot it stands on.
     pub(crate) base: Option<String>,
+}
+
+/// Why a generation is not open.
+#[derive(Debug, Error)]
+pub(crate) enum Unopened {
+    /// It is damaged; nothing was changed but what sled itself repaired.
+    #[error("{0}")]
+    Damaged(String),
+    /// That says nothing about it.
+    #[error("OPENING can not be written: {0}")]
+    Marker(io::Error),
 }
 
 impl Generations {
@@ -82,7 +98,10 @@ impl Generations {
             text => text?,
         };
         let current = Current::parse(&text);
-        current.map(Some).ok_or_else(|| damaged("CURRENT names no generation"))
+        let current = current.ok_or_else(|| damaged("CURRENT names no generation"))?;
+        // It may be in the quarantine: what is in the making must not be taken for it.
+        self.next.fetch_max(current.number + 1, Ordering::Relaxed);
+        Ok(Some(current))
     }
 
     /// From here on this is the one.
@@ -96,20 +115,23 @@ impl Generations {
         write_durably(&*self.disk, &self.path(number).join(CONDEMNED), why.as_bytes())
     }
 
-    /// Opens a generation and checks all of it. An error is damage; nothing was changed then but
-    /// what sled itself repaired.
-    pub(crate) fn open(&self, current: &Current, shelf: &Shelf) -> Result<Loaded, String> {
+    /// Opens a generation and checks all of it.
+    pub(crate) fn open(&self, current: &Current, shelf: &Shelf) -> Result<Loaded, Unopened> {
         if let Ok(why) = read(&*self.disk, &self.path(current.number).join(CONDEMNED)) {
-            return Err(format!("while it was in use: {}", String::from_utf8_lossy(&why)));
+            let why = format!("while it was in use: {}", String::from_utf8_lossy(&why));
+            return Err(Unopened::Damaged(why));
         }
         let marker = self.dir.join("OPENING");
-        let tried = read(&*self.disk, &marker).map_or(0, |text| number_in(&text).unwrap_or(0));
-        if tried >= 2 {
-            return Err("the process died twice while opening it".into());
+        let deaths = read(&*self.disk, &marker).map_or(0, |text| number_in(&text).unwrap_or(0));
+        if deaths >= DEATHS_MAX {
+            return Err(Unopened::Damaged(format!(
+                "the process died {deaths} times in a row while opening it, though nothing in it \
+                 was found damaged; if something ended the process (a memory limit, an impatient \
+                 probe), that is the cause"
+            )));
         }
-        let text = format!("{}\n", tried + 1);
-        let wrote = write_durably(&*self.disk, &marker, text.as_bytes());
-        wrote.map_err(|error| format!("OPENING can not be written: {error}"))?;
+        let text = format!("{}\n", deaths + 1);
+        write_durably(&*self.disk, &marker, text.as_bytes()).map_err(Unopened::Marker)?;
         let checked = catch_unwind(AssertUnwindSafe(|| {
             let base = current.base.as_ref().map(|name| self.base(name, shelf)).transpose()?;
             let tree = self.open_tree(current.number)?;
@@ -120,8 +142,8 @@ impl Generations {
             let said = said.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
             Err(format!("sled panicked: {}", said.unwrap_or_default()))
         });
-        self.disk.remove(&marker).map_err(|error| format!("OPENING stays: {error}"))?;
-        loaded
+        self.disk.remove(&marker).map_err(Unopened::Marker)?;
+        loaded.map_err(Unopened::Damaged)
     }
 
     fn base(&self, name: &str, shelf: &Shelf) -> Result<Base, String> {

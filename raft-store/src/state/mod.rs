@@ -18,7 +18,7 @@ mod view;
 
 pub(crate) use digest::SetKey;
 pub(crate) use freeze::Frozen;
-pub(crate) use generation::Generations;
+pub(crate) use generation::{Generations, Unopened};
 pub(crate) use loaded::Loaded;
 pub(crate) use machine::{LogWeight, StateMachine, decide};
 pub(crate) use note::Note;

@@ -9,6 +9,7 @@ mod house;
 mod plant;
 mod promises;
 mod recovery;
+mod restarts;
 mod room;
 mod scrub;
 mod suite;
