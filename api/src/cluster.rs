@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use custody::cluster::{BackupView, ClusterStatus, KekStatus, NewJoinToken, NodeStatus, NodeView};
-use custody::{Changed, Custody};
+use custody::cluster::{
+    BackupView, ClusterStatus, FormatSwitch, Holdup, KekStatus, NewJoinToken, NodeRecovery,
+    NodeStatus, NodeView,
+};
+use custody::{Changed, Custody, RecoveryPath};
 use domain::{EpochState, Join, JoinStatus, Member, NodeId, Standing};
 use wire::{NodeHsm, StateDigest};
 
@@ -110,6 +113,12 @@ fn new_join_token(body: wire::CreateJoinToken) -> Result<NewJoinToken, Refusal> 
 }
 
 fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
+    let (formats, mut recoveries) = (status.formats, status.recoveries);
+    let nodes = status.nodes.into_iter().map(|view| {
+        let format_max = formats.get(&view.node).copied().map(u32::from);
+        let recovery = recoveries.remove(&view.node).map(recovery);
+        wire::NodeStatus { format_max, recovery, ..node(view) }
+    });
     wire::ClusterStatus {
         cluster_id: status.cluster.to_string(),
         lineage_id: status.lineage.to_string(),
@@ -117,12 +126,41 @@ fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
         term: status.term,
         commit_index: status.commit_index,
         format: status.format.into(),
+        format_switch: status.format_switch.map(format_switch),
         kek: kek(&status.kek),
-        nodes: status.nodes.into_iter().map(node).collect(),
+        nodes: nodes.collect(),
         survives: wire::Survives { nodes: status.survives.nodes, zones: status.survives.zones },
         recovery_kits: status.kits.into_iter().map(kits::summary).collect(),
         succession: status.succession.map(succession),
         backups: status.backups.map(backups),
+    }
+}
+
+fn format_switch(switch: FormatSwitch) -> wire::FormatSwitch {
+    let wait = |(node, holdup): (NodeId, Holdup)| wire::FormatWait {
+        node: node.0,
+        reason: match holdup {
+            Holdup::Absent => wire::FormatWaitReason::NoAnswer,
+            Holdup::ReadsOlder => wire::FormatWaitReason::ReadsOlder,
+        },
+    };
+    wire::FormatSwitch {
+        to: switch.to.into(),
+        waits_for: switch.waits_for.into_iter().map(wait).collect(),
+    }
+}
+
+fn recovery(found: NodeRecovery) -> wire::NodeRecovery {
+    wire::NodeRecovery {
+        path: match found.path {
+            RecoveryPath::Created => wire::RecoveryPath::Created,
+            RecoveryPath::Whole => wire::RecoveryPath::Whole,
+            RecoveryPath::FromSnapshot => wire::RecoveryPath::FromSnapshot,
+            RecoveryPath::FromLog => wire::RecoveryPath::FromLog,
+            RecoveryPath::FromPeer => wire::RecoveryPath::FromPeer,
+        },
+        reason: found.quarantined,
+        quarantine: found.in_quarantine,
     }
 }
 
@@ -207,6 +245,8 @@ fn node(view: NodeView) -> wire::NodeStatus {
         last_contact: heard.then(wire::Time::now),
         state_digest: digest,
         storage: view.storage.map(sys::storage),
+        format_max: None,
+        recovery: None,
     }
 }
 
@@ -238,6 +278,8 @@ fn member(changed: Changed<Member>) -> Answer {
             last_contact: None,
             state_digest: None,
             storage: None,
+            format_max: None,
+            recovery: None,
         })
     })
 }

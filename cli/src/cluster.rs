@@ -7,8 +7,9 @@ use clap::{Args, Subcommand, ValueHint};
 use client::Client;
 use crypto::sign::{MEMBER, OperatorKey};
 use wire::{
-    Approve as ApproveBody, BackupStatus, Bytes64, ClusterStatus, CreateJoinToken, Join, Joins,
-    MemberRole, NodeId, Patch, RecoveryKitStatus, Settings, SettingsPatch, Span,
+    Approve as ApproveBody, BackupStatus, Bytes64, ClusterStatus, CreateJoinToken, FormatWait,
+    FormatWaitReason, Join, Joins, MemberRole, NodeId, NodeStatus, Patch, RecoveryKitStatus,
+    Settings, SettingsPatch, Span,
 };
 use zeroize::Zeroizing;
 
@@ -314,7 +315,7 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
         ("leader", or_dash(cluster.leader)),
         ("term", cluster.term.to_string()),
         ("commit index", cluster.commit_index.to_string()),
-        ("format", cluster.format.to_string()),
+        ("format", format(cluster)),
         (
             "kek",
             format!(
@@ -331,7 +332,10 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
         ),
     ]);
     let nodes = rows(
-        ["NODE", "NAME", "ADDRESS", "ZONE", "ROLE", "PHASE", "HSM", "APPLIED", "LAG", "DISK"],
+        [
+            "NODE", "NAME", "ADDRESS", "ZONE", "ROLE", "PHASE", "HSM", "APPLIED", "LAG", "DISK",
+            "START",
+        ],
         cluster.nodes.iter().map(|node| {
             let hsm = node.hsm.as_ref().map(|hsm| match &hsm.reason {
                 Some(reason) => format!("{} {} ({reason})", hsm.kind, hsm.state),
@@ -351,8 +355,44 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
                 or_dash(node.storage.map(|storage| {
                     format!("{}, {} MiB free", storage.state, storage.free_bytes >> 20)
                 })),
+                or_dash(node.recovery.as_ref().map(|recovery| recovery.path)),
             ]
         }),
     );
-    format!("{head}\n\n{nodes}")
+    let damages: String = cluster.nodes.iter().filter_map(damage).collect();
+    format!("{head}\n\n{nodes}{damages}")
+}
+
+/// The format in force, and what keeps a newer one from it.
+fn format(cluster: &ClusterStatus) -> String {
+    let Some(switch) = &cluster.format_switch else { return cluster.format.to_string() };
+    let most = |node| {
+        let found = cluster.nodes.iter().find(|known| known.id == node);
+        or_dash(found.and_then(|known| known.format_max))
+    };
+    let wait = |wait: &FormatWait| match wait.reason {
+        FormatWaitReason::NoAnswer => format!("node {}, which does not answer", wait.node),
+        FormatWaitReason::ReadsOlder => {
+            format!("node {}, which reads formats up to {}", wait.node, most(wait.node))
+        }
+    };
+    let waits: Vec<String> = switch.waits_for.iter().map(wait).collect();
+    match waits.as_slice() {
+        [] => format!("{}, {} comes next", cluster.format, switch.to),
+        waits => format!("{}, {} waits for {}", cluster.format, switch.to, waits.join("; ")),
+    }
+}
+
+/// What was found damaged on a node, until a person has removed it.
+fn damage(node: &NodeStatus) -> Option<String> {
+    let recovery = node.recovery.as_ref()?;
+    let mut said = String::new();
+    if let Some(reason) = &recovery.reason {
+        said += &format!("\nnode {}: its last start found the state damaged: {reason}", node.id);
+    }
+    if !recovery.quarantine.is_empty() {
+        let names = recovery.quarantine.join(", ");
+        said += &format!("\nnode {}: in its quarantine, for a person to look at: {names}", node.id);
+    }
+    (!said.is_empty()).then_some(said)
 }

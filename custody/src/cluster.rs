@@ -38,6 +38,7 @@ use tokio::task::JoinHandle;
 use crate::Custody;
 
 pub use certificates::{CertificateOptions, Issued};
+pub use formats::{FormatSwitch, Holdup};
 pub use identity::SlotIdentity;
 pub use init::{FIRST_NODE, Founded, InitError, Prepared, found, prepare, start};
 pub use join::{Admitted, JoinError, Newcomer, Progress, join};
@@ -46,7 +47,7 @@ pub use messages::LANE_PREFIX;
 pub use operators::{DOMAIN, Pinned, Refused, verify, verify_kit};
 pub use roster::{Peer, Roster};
 pub use schedule::{BackupView, Schedule, Verified};
-pub use status::{ClusterStatus, KekStatus, NodeStatus, NodeView};
+pub use status::{ClusterStatus, KekStatus, NodeRecovery, NodeStatus, NodeView};
 pub use succession::{bootstrap_token, new_cluster_id};
 pub use verbs::{Forbidding, NewJoinToken};
 

@@ -27,4 +27,4 @@ pub use keys::{
     DataKey, DecryptItem, Decrypted, EncryptItem, Encrypted, KeyFilter, MAX_AAD, MAX_BATCH,
     MAX_PLAINTEXT, NewKey, ReencryptItem,
 };
-pub use raft_store::{Storage, StorageState};
+pub use raft_store::{RecoveryPath, Storage, StorageState};

@@ -19,6 +19,9 @@ pub struct ClusterStatus {
     pub commit_index: u64,
     /// The version of the state's format in force.
     pub format: u32,
+    /// A newer format that a member reads, and the members that it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format_switch: Option<FormatSwitch>,
     pub kek: Kek,
     pub nodes: Vec<NodeStatus>,
     pub survives: Survives,
@@ -31,6 +34,28 @@ pub struct ClusterStatus {
     /// Absent where no node is configured to make backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backups: Option<BackupStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FormatSwitch {
+    pub to: u32,
+    /// Empty when it comes next.
+    pub waits_for: Vec<FormatWait>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FormatWait {
+    pub node: NodeId,
+    pub reason: FormatWaitReason,
+}
+
+words! {
+    FormatWaitReason {
+        NoAnswer = "no_answer",
+        ReadsOlder = "reads_older",
+    }
 }
 
 words! {
@@ -113,6 +138,37 @@ pub struct NodeStatus {
     /// Absent when the node has not been heard of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
+    /// The newest format of the state that it reads; absent when it has not been heard of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format_max: Option<u32>,
+    /// Absent when the node has not been heard of, or is of a version that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<NodeRecovery>,
+}
+
+/// How a node's last start found its state.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeRecovery {
+    pub path: RecoveryPath,
+    /// Why the state that was there was put into the quarantine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What is in the quarantine now, for a person to look at and to remove.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantine: Vec<String>,
+}
+
+words! {
+    /// `created`: there was nothing yet; `whole`: it was intact; else it was built anew, from a
+    /// snapshot of its own, from the whole log, or from a snapshot of another member.
+    RecoveryPath {
+        Created = "created",
+        Whole = "whole",
+        FromSnapshot = "from_snapshot",
+        FromLog = "from_log",
+        FromPeer = "from_peer",
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

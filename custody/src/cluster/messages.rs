@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::schedule::BackupStatus;
-use super::status::NodeStatus;
+use super::status::{NodeRecovery, NodeStatus};
 use super::{certificates, join};
 use crate::propose::now;
 use crate::{Custody, Error};
@@ -53,6 +53,8 @@ pub(super) enum Message {
     BackupStatus,
     /// Make the scheduled backup; the answer only says that it began.
     MakeBackup,
+    /// How did your last start find your state?
+    Recovery,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -67,6 +69,7 @@ pub(super) enum Reply {
     Format { most: u16 },
     Barrier(u64),
     BackupStatus(BackupStatus),
+    Recovery(NodeRecovery),
 }
 
 impl Custody {
@@ -109,6 +112,7 @@ impl Custody {
             }
             Message::Barrier => Ok(Reply::Barrier(self.barrier().await?)),
             Message::BackupStatus => Ok(Reply::BackupStatus(self.backup_status())),
+            Message::Recovery => Ok(Reply::Recovery(self.node_recovery())),
             Message::MakeBackup => self.begin_scheduled_backup().map(|()| Reply::Done),
         }
     }
@@ -175,7 +179,8 @@ impl Custody {
                 | Reply::Join(_)
                 | Reply::Format { .. }
                 | Reply::Barrier(_)
-                | Reply::BackupStatus(_)),
+                | Reply::BackupStatus(_)
+                | Reply::Recovery(_)),
             ) => Ok(reply),
             Err(CallError::Unknown(_)) => Err(Error::OutcomeUnknown),
             Err(error @ (CallError::NotSent(_) | CallError::Refused(_))) => {

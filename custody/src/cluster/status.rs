@@ -7,9 +7,10 @@ use domain::{
     ClusterId, Epoch, EpochState, Lineage, Member, NodeId, Standing, Succession, Survives, Vote,
     Voter, view,
 };
-use raft_store::Storage;
+use raft_store::{RecoveryPath, Storage};
 use serde::{Deserialize, Serialize};
 
+use super::formats::{self, FormatSwitch};
 use super::kits::{self, KitSummary};
 use super::messages::{Message, Reply};
 use super::schedule::BackupView;
@@ -28,6 +29,12 @@ pub struct ClusterStatus {
     pub term: u64,
     pub commit_index: u64,
     pub format: u16,
+    /// A newer format that a member reads, and who holds it up.
+    pub format_switch: Option<FormatSwitch>,
+    /// The newest format that each member reads; one that does not say is not here.
+    pub formats: BTreeMap<NodeId, u16>,
+    /// How each member's last start went; one that does not say, or can not, is not here.
+    pub recoveries: BTreeMap<NodeId, NodeRecovery>,
     pub kek: KekStatus,
     pub nodes: Vec<NodeView>,
     pub survives: Survives,
@@ -89,6 +96,16 @@ pub struct NodeStatus {
     pub fit: bool,
 }
 
+/// How a member's last start found its state. Members tell one another: its shape stays.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NodeRecovery {
+    pub path: RecoveryPath,
+    /// Why the state was put into the quarantine then.
+    pub quarantined: Option<String>,
+    /// What is in the quarantine now, by name.
+    pub in_quarantine: Vec<String>,
+}
+
 impl Custody {
     pub async fn cluster(&self, context: &Context) -> Result<Seen<ClusterStatus>, Error> {
         let seen = self
@@ -111,8 +128,14 @@ impl Custody {
             })
             .await?;
         let (cluster, members, active, rewrapped, total, kits, succession) = seen.value;
-        let (survey, backups) = tokio::join!(self.survey(), self.backup_view());
+        let (survey, backups, formats, recoveries) = tokio::join!(
+            self.survey(),
+            self.backup_view(),
+            self.ask_formats(FAN_OUT),
+            self.recoveries()
+        );
         let survey = survey?;
+        let peers = self.cluster_state().roster().peers();
         let holders: Vec<&Member> = members
             .iter()
             .filter(|member| member.standing != Standing::Removed)
@@ -127,6 +150,9 @@ impl Custody {
             term: status.term,
             commit_index: status.commit_index,
             format: cluster.format,
+            format_switch: formats::held_up(cluster.format, peers.into_keys(), &formats),
+            formats,
+            recoveries,
             kek: KekStatus {
                 epoch: active.epoch,
                 state: active.state,
@@ -204,6 +230,26 @@ impl Custody {
             }
         }
         statuses
+    }
+
+    async fn recoveries(&self) -> BTreeMap<NodeId, NodeRecovery> {
+        let mut found = BTreeMap::from([(self.node_id(), self.node_recovery())]);
+        for (node, reply) in self.ask_others(|| Message::Recovery, FAN_OUT).await {
+            // Older programs do not know the question.
+            if let Ok(Reply::Recovery(recovery)) = reply {
+                found.insert(node, recovery);
+            }
+        }
+        found
+    }
+
+    pub(super) fn node_recovery(&self) -> NodeRecovery {
+        let report = self.replica().status().recovery;
+        NodeRecovery {
+            path: report.path,
+            quarantined: report.quarantined,
+            in_quarantine: self.replica().quarantined(),
+        }
     }
 
     pub(super) fn node_status(&self) -> NodeStatus {
