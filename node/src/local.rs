@@ -1,5 +1,6 @@
 //! What a node keeps about itself in its data directory, beside the replica: which cluster it
-//! belongs to, under which id, and the operators it believes. Written once, at init or join.
+//! belongs to, under which id, and the operators it believes, written at init or join; and who the
+//! members are, written again when they change.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write;
@@ -49,7 +50,8 @@ pub(crate) struct Local {
     pub(crate) name: String,
     pub(crate) cluster: ClusterId,
     pub(crate) pinned: Pinned,
-    /// The members that admitted this one: whom it knows until its own state tells more.
+    /// Whom this node knows while its own state tells nothing: those that admitted it, and later all
+    /// members.
     pub(crate) seeds: Vec<Member>,
     /// The replica's directory, in the data directory.
     pub(crate) replica: String,

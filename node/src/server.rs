@@ -3,6 +3,7 @@
 mod member;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::ServeOptions;
@@ -34,7 +35,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// What every later step needs.
 struct Node {
     config: Config,
-    dir: DataDir,
+    dir: Arc<DataDir>,
     slot: Slot,
     keys: NodeKeys,
     certificate: Certificate,
@@ -89,7 +90,7 @@ async fn serve(config: Config) -> Result<(), String> {
         }
     });
 
-    let node = Node { config, dir, slot, keys, certificate, stage };
+    let node = Node { config, dir: Arc::new(dir), slot, keys, certificate, stage };
     let begin = match local {
         Some(local) => Begin::Resume(local),
         None => {

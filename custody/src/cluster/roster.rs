@@ -1,7 +1,8 @@
 //! Who is admitted now, and where they are.
 //!
-//! Three sources, all behind the pinned operators: the replica's state; the *seeds*, those who
-//! admitted this node, while its own state does not know it yet; and the *introduced*, members whose
+//! Three sources, all behind the pinned operators: the replica's state; the *seeds*, the members as
+//! this node last knew them, or those who admitted it, while its own state does not know it (it is
+//! new, or its state is lost); and the *introduced*, members whose
 //! signed statements arrived before the log did. The last are needed when a node returns and the
 //! leader was admitted while it was away: without them it could not take the log that would tell it.
 //! Whoever this node's state says was removed is in none, and neither is a member of a cluster that this
@@ -43,7 +44,8 @@ struct Known {
 }
 
 impl Roster {
-    /// `seeds` are the members that admitted this node; they are verified like everyone else.
+    /// `seeds` are the members as this node last knew them, or those that admitted it; they are
+    /// verified like everyone else.
     pub fn new(me: NodeId, pinned: Pinned, seeds: Vec<Member>) -> Self {
         let known = Known::new(believed(&pinned, me, NodeId(0), &[], &seeds, &BTreeMap::new()));
         Self {
@@ -87,6 +89,14 @@ impl Roster {
 
     pub fn peer(&self, node: NodeId) -> Option<Peer> {
         self.known(|known| known.peers.get(&node).cloned())
+    }
+
+    /// The members that this node's state has and that are believed: the seeds of a later start.
+    pub fn seeds(&self) -> Option<Vec<Member>> {
+        let mut members = self.state.get()?.read(|view| view::members(view)).ok()?;
+        let peers = self.peers();
+        members.retain(|member| peers.contains_key(&member.node));
+        Some(members)
     }
 
     fn known<T>(&self, see: impl FnOnce(&Known) -> T) -> T {

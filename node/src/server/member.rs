@@ -21,12 +21,15 @@ use super::{DRAIN, FOUND, Node, founding};
 use crate::admin::{Founding, Stage};
 use crate::config::{Backup, Config, TlsFiles};
 use crate::dev::secret_file;
-use crate::local::{Local, REPLICA};
+use crate::local::{DataDir, Local, REPLICA};
 use crate::tls::Certificate;
 use crate::wire_service::{ToLeader, WireService};
 
 /// How often files of a configured certificate are looked at.
 const RELOAD: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the members are still those in `node.json`.
+const KEEP: Duration = Duration::from_secs(1);
 
 /// How the node comes to belong to its cluster.
 pub(super) enum Begin {
@@ -103,7 +106,7 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
     };
     let custody =
         Custody::new(replica.clone(), node.slot.clone(), peers.clone(), info, roster.clone());
-    let forwarder = ToLeader { peers: peers.clone(), addresses: roster };
+    let forwarder = ToLeader { peers: peers.clone(), addresses: roster.clone() };
     let router = api::router(custody.clone(), Arc::new(forwarder), api::Options::default());
     service.serve_all(custody.clone(), router.clone());
 
@@ -134,6 +137,8 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
             loops.spawn(take_up(custody, node.dir.certificate(), node.certificate.clone(), stop));
         }
     }
+    let dir = Arc::clone(&node.dir);
+    loops.spawn(keep_seeds(custody.clone(), roster, dir, local.clone(), loops_stop.clone()));
     let shown = show_stage(custody.clone(), node.stage.clone(), loops_stop.clone());
     loops.spawn(shown);
 
@@ -229,6 +234,36 @@ async fn show_stage(custody: Custody, stage: watch::Sender<Stage>, stop: Cancell
             () = stop.cancelled() => return,
             changed = leader.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+    }
+}
+
+/// Keeps in `node.json` who the members are and where: a start whose state is lost asks them for it.
+async fn keep_seeds(
+    custody: Custody,
+    roster: Arc<Roster>,
+    dir: Arc<DataDir>,
+    mut local: Local,
+    stop: CancellationToken,
+) {
+    loop {
+        // A state that is not back yet may be of a time when there were fewer.
+        let members = if custody.can_serve() { roster.seeds() } else { None };
+        if let Some(seeds) = members.filter(|members| *members != local.seeds) {
+            let fresh = Local { seeds, ..local.clone() };
+            let written = {
+                let (dir, fresh) = (Arc::clone(&dir), fresh.clone());
+                tokio::task::spawn_blocking(move || dir.write(&fresh)).await
+            };
+            match written {
+                Ok(Ok(())) => local = fresh,
+                Ok(Err(error)) => warn!(%error, "the members are not kept for the next start"),
+                Err(error) => warn!(%error, "the members are not kept for the next start"),
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(KEEP) => {}
         }
     }
 }
