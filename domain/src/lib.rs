@@ -40,8 +40,8 @@ pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote}
 pub use records::{Broken, Changes, Draft, Record, Records};
 pub use settings::{Settings, SettingsPatch};
 pub use succession::{
-    Callers, Cause, Forbidden, NextVersion, NoSuccession, Plan, Progress, Succession, Tombstone,
-    Tombstones,
+    Callers, Cause, Forbidden, NextVersion, NoSuccession, Plan, Progress, SUCCESSION_FORMAT,
+    Succession, Tombstone, Tombstones,
 };
 pub use survives::{Survives, Voter, survives};
 pub use time::{MAX_JUMP, Span, Time};

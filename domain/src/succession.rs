@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The first format that knows successions. What succeeds is switched to it: its one member can.
-pub(crate) const SUCCESSION_FORMAT: u16 = 2;
+pub const SUCCESSION_FORMAT: u16 = 2;
 
 /// How the new cluster came to its state.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

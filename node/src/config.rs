@@ -17,6 +17,8 @@ use reader::{Reader, Section};
 
 /// Half of it must hold two segments of the log.
 const RESERVE_MIN: u64 = 256 << 20;
+/// Below this the scrub would do nothing but read.
+const SCRUB_MIN: Duration = Duration::from_mins(1);
 
 /// All that a server is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) raft: RaftTimes,
     /// Bytes of the disk that are held back: with less free, changes are refused.
     pub(crate) reserve: u64,
+    /// How long it takes to read everything that is kept again, in search of damage.
+    pub(crate) scrub_interval: Duration,
     pub(crate) backup: Option<Backup>,
     pub(crate) log: Log,
 }
@@ -181,6 +185,11 @@ impl Config {
             let enough = |bytes: &u64| *bytes >= RESERVE_MIN;
             bytes(text).filter(enough).ok_or("must be a size from 256MiB, such as \"1GiB\"".into())
         });
+        let scrub_interval = reader.defaulted(&mut section, "scrub_interval", "24h", |text| {
+            let slow = |interval: &Duration| *interval >= SCRUB_MIN;
+            let reason = "must be a duration from \"1m\", such as \"24h\"";
+            duration(text).ok().filter(slow).ok_or_else(|| reason.to_owned())
+        });
         reader.finish(section);
         let backup = root.has("backup").then(|| backup(&mut reader, &root));
 
@@ -213,6 +222,7 @@ impl Config {
                 hsm: hsm?,
                 raft,
                 reserve,
+                scrub_interval,
                 backup: match backup {
                     Some(backup) => Some(backup?),
                     None => None,

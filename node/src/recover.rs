@@ -63,12 +63,11 @@ async fn succeed(config: Config, recover: Recover) -> Result<(), String> {
     })?;
     let slot = open_slot(&config).await?;
     let keys = slot.node_keys(&config.name).await.map_err(|error| format!("the slot: {error}"))?;
-    let replica = raft_store::Config::new(
-        dir.replica(&local),
-        local.node,
-        local.cluster,
-        local.pinned.lineage,
-    );
+    let (node, cluster, lineage) = (local.node, local.cluster, local.pinned.lineage);
+    let replica = raft_store::Config {
+        format_max: config.format_max,
+        ..raft_store::Config::new(dir.replica(&local), node, cluster, lineage)
+    };
     let opened = tokio::task::spawn_blocking(move || Survivor::open(&replica)).await;
     let survivor = opened.map_err(text)?.map_err(text)?;
     eprintln!(

@@ -10,7 +10,7 @@ use crypto::sign::OperatorKey;
 use custody::cluster::{Pinned, bootstrap_token, new_cluster_id, verify};
 use domain::{
     Callers, Cause, Epoch, EpochState, KekEpoch, Member, NodeId, Plan, Records, Revision,
-    Signature, Standing, Statement, Time, Tombstones, Vote, view,
+    SUCCESSION_FORMAT, Signature, Standing, Statement, Time, Tombstones, Vote, view,
 };
 use hsm::{NodeKeys, Slot};
 use serde::Serialize;
@@ -118,6 +118,14 @@ pub(crate) fn decide<R: Records>(
 ) -> Result<Heir, String> {
     let cluster =
         view::cluster(before.records).map_err(text)?.ok_or("there is no cluster in it")?;
+    // The node would plant what it may not start on.
+    let (format, most) = (cluster.format.max(SUCCESSION_FORMAT), config.format_max);
+    if format > most {
+        return Err(format!(
+            "the new cluster begins at format {format}, and `format_max` in [node] is {most}: raise \
+             it. Nothing was changed"
+        ));
+    }
     let pinned = Pinned { lineage: cluster.lineage, operators: cluster.operators.clone() };
     let member = first_member(config, keys, &pinned, cluster.next_node, &wanted.operator_keys)?;
     let (callers, token) = if wanted.drop_tokens {
@@ -217,7 +225,10 @@ pub(crate) fn plant(
         _ => {}
     }
     let lineage = local.pinned.lineage;
-    let replica = raft_store::Config::new(path, node, plan.cluster, lineage);
+    let replica = raft_store::Config {
+        format_max: config.format_max,
+        ..raft_store::Config::new(path, node, plan.cluster, lineage)
+    };
     let at = (last_term + 1, plan.revision.0);
     let planted = raft_store::plant(&replica, at, records, &changes).map_err(text)?;
     dir.write(&local).map_err(text)?;

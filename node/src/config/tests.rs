@@ -39,6 +39,7 @@ fn a_good_file_is_read_whole() {
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.backup, None);
     assert_eq!(config.reserve, 512 << 20);
+    assert_eq!(config.scrub_interval, Duration::from_hours(24));
     assert_eq!(config.format_max, FORMAT);
     let older = GOOD.replace("[api]", "format_max = 1\n[api]");
     assert_eq!(Config::parse(&older, Path::new("f")).unwrap().format_max, 1);
@@ -67,6 +68,12 @@ fn sizes_have_units() {
     let with = |reserve: &str| format!("{GOOD}[storage]\nreserve = \"{reserve}\"\n");
     assert_eq!(Config::parse(&with("1GiB"), Path::new("f")).unwrap().reserve, 1 << 30);
     assert_eq!(reasons(&with("255MiB")).len(), 1);
+    let with = |interval: &str| format!("{GOOD}[storage]\nscrub_interval = \"{interval}\"\n");
+    let hour = Config::parse(&with("1h"), Path::new("f")).unwrap();
+    assert_eq!(hour.scrub_interval, Duration::from_hours(1));
+    let why = "storage.scrub_interval must be a duration from \"1m\", such as \"24h\"";
+    assert!(reasons(&with("59s"))[0].1.contains(why), "{:?}", reasons(&with("59s")));
+    assert_eq!(reasons(&with("daily")).len(), 1);
 }
 
 #[test]

@@ -215,6 +215,7 @@ fn replica_config(node: &Node, local: &Local) -> raft_store::Config {
         election_max: node.config.raft.election_max,
         reserve_bytes: node.config.reserve,
         format_max: node.config.format_max,
+        scrub_interval: node.config.scrub_interval,
         ..raft_store::Config::new(node.dir.replica(local), id, cluster, pinned.lineage)
     }
 }
