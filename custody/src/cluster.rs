@@ -91,6 +91,7 @@ pub struct State {
     damaged: Mutex<BTreeSet<(KeyId, Version)>>,
     /// The newest format that each member reads, while there is one to switch to.
     formats: Mutex<BTreeMap<NodeId, u16>>,
+    kits: Mutex<kits::Believed>,
     ticking: tokio::sync::Mutex<()>,
     wake: Notify,
     issued: watch::Sender<Option<Arc<Issued>>>,
@@ -107,6 +108,7 @@ impl State {
             canary: Mutex::default(),
             damaged: Mutex::default(),
             formats: Mutex::default(),
+            kits: Mutex::default(),
             ticking: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             issued: watch::Sender::new(None),

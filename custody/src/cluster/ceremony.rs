@@ -161,7 +161,7 @@ impl Custody {
             moved,
             raft,
             kits: pinned_kits.iter().filter_map(kits::id).collect(),
-            believed_kits: kits::believed(self.pinned(), &pinned_kits),
+            believed_kits: lock(&self.cluster_state().kits).of(self.pinned(), &pinned_kits),
             escrowed,
             formats: lock(&self.cluster_state().formats).clone(),
             succession,

@@ -46,9 +46,26 @@ pub struct KitSummary {
     pub escrowed: bool,
 }
 
+/// Records of kits, and those of them that are believed.
+#[derive(Debug, Default)]
+pub(super) struct Believed {
+    records: Vec<Kit>,
+    kits: BTreeMap<KitId, KitStatement>,
+}
+
+impl Believed {
+    /// Signatures are verified when the records change.
+    pub(super) fn of(&mut self, pinned: &Pinned, records: &[Kit]) -> BTreeMap<KitId, KitStatement> {
+        if self.records != records {
+            *self = Self { records: records.to_vec(), kits: believed(pinned, records) };
+        }
+        self.kits.clone()
+    }
+}
+
 /// The pinned kits that enough operators signed for, and that can be wrapped to. Others are nobody's:
 /// who writes the state can neither introduce a kit nor stop a ceremony with one.
-pub(super) fn believed(pinned: &Pinned, kits: &[Kit]) -> BTreeMap<KitId, KitStatement> {
+fn believed(pinned: &Pinned, kits: &[Kit]) -> BTreeMap<KitId, KitStatement> {
     kits.iter()
         .filter_map(|kit| match check(pinned, kit) {
             Ok(statement) => Some((statement.id, statement)),
