@@ -13,6 +13,7 @@ mod stories {
     mod join;
     mod kills;
     mod kit;
+    mod lost_state;
     mod partition;
     mod power;
     mod quorum_loss;

@@ -123,6 +123,7 @@ impl Housekeeping {
         gauge("strongroom_raft_term", metrics.current_term);
         gauge("strongroom_raft_commit_index", index_of(metrics.local_committed.as_ref()));
         gauge("strongroom_raft_applied_index", note.index());
+        gauge("strongroom_raft_purged_index", index_of(metrics.purged.as_ref()));
         gauge("strongroom_raft_leader", u64::from(leads));
         gauge("strongroom_state_bytes", note.bytes);
         gauge("strongroom_state_sled_bytes", self.store.tree_bytes());
