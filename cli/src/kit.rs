@@ -39,7 +39,7 @@ pub enum Command {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Prove that shares open what the cluster has wrapped to their kit
+    /// Prove that shares open what the cluster, or a backup, has wrapped to their kit
     Drill(Drill),
 }
 
@@ -75,7 +75,13 @@ pub struct Create {
 pub struct Drill {
     /// A share file; as many as the kit needs
     #[arg(long = "share", value_name = "FILE", value_hint = ValueHint::FilePath, required = true)]
-    shares: Vec<PathBuf>,
+    pub shares: Vec<PathBuf>,
+    /// Ask no cluster, but this backup: every epoch that a restore of it needs
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "identity")]
+    pub backup: Option<PathBuf>,
+    /// A file with the private key that opens the backup
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "backup")]
+    pub identity: Option<PathBuf>,
 }
 
 /// How a kit is to be made.
@@ -123,6 +129,9 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             client.drop_recovery_kit(&kit).await?;
             eprintln!("dropped the recovery kit {kit}; a new epoch without it is on its way");
             Ok(())
+        }
+        Command::Drill(Drill { backup: Some(_), .. }) => {
+            Err(Failure::local("only the whole `strongroom` opens a backup"))
         }
         Command::Drill(drill) => {
             let drilled = drill.run(&client).await?;
@@ -288,7 +297,8 @@ impl Drill {
     }
 }
 
-fn combine(files: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<KitPrivate, Failure> {
+/// Puts a kit together from share files.
+pub fn combine(files: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<KitPrivate, Failure> {
     let shares = files
         .into_iter()
         .map(|file| {

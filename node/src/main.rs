@@ -8,6 +8,7 @@ mod backup;
 mod commands;
 mod config;
 mod dev;
+mod drill;
 mod environment;
 mod local;
 mod membership;
@@ -102,6 +103,9 @@ fn main() -> ExitCode {
             if matches!(backup.command, Some(cli::backup::Command::Verify(_))) =>
         {
             backup::verify(*backup, &global)
+        }
+        Command::Cluster(cli::Command::RecoveryKit(command)) if matches!(&*command, cli::kit::Command::Drill(drill) if drill.backup.is_some()) => {
+            drill::run(*command, &global)
         }
         Command::Cluster(command) => block_on(cli::run(command, global)),
     }

@@ -63,9 +63,9 @@ pub(crate) fn run(restore: Restore) -> ExitCode {
 }
 
 /// A backup that was read to its end.
-struct Restored {
-    records: BTreeMap<Vec<u8>, Vec<u8>>,
-    summary: Summary,
+pub(crate) struct Restored {
+    pub(crate) records: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) summary: Summary,
     cluster: Cluster,
 }
 
@@ -114,7 +114,7 @@ async fn succeed(config: Config, restore: Restore) -> Result<(), String> {
     made.await.map_err(text)??.tell()
 }
 
-fn read_backup(file: &Path, identity: &Path) -> Result<Restored, String> {
+pub(crate) fn read_backup(file: &Path, identity: &Path) -> Result<Restored, String> {
     let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
     let source = backup::open(file, identity)?;
     let mut reader = Reader::new(source).map_err(|error| wrong(&error))?;

@@ -157,6 +157,20 @@ async fn everything_is_lost_but_a_backup_and_the_kit() {
 
     let home = Home::make(&place("r1"), "r1", Hsm::from_environment());
     let shares: Vec<PathBuf> = shares(&kit);
+    // The drill says beforehand whether it will work.
+    let drill = async |shares: &[PathBuf]| -> Output {
+        let mut command = Command::new(binary());
+        command.args(["recovery-kit", "drill", "--backup"]).arg(&backup);
+        command.arg("--identity").arg(&identity);
+        for share in shares {
+            command.arg("--share").arg(share);
+        }
+        run_within(LONG_MAX, &mut command).await
+    };
+    let refused = drill(&shares[..1]).await;
+    assert!(!refused.status.success(), "{}", said(&refused));
+    succeeded(&drill(&shares[1..]).await);
+
     let restore = async |backup: &Path, kit_shares: &[PathBuf]| -> Output {
         let mut command = Command::new(binary());
         command.arg("restore").arg("--config").arg(&home.config).arg("--from").arg(backup);
