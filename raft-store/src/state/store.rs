@@ -98,8 +98,17 @@ impl Store {
     /// a time: the state machine.
     pub(crate) fn commit(&self, changes: &Changes, mut note: Note) -> Result<(), Broken> {
         let key = self.generations.key();
-        let staged = self.inner().loaded.stage(key, changes, &mut note)?;
+        let (number, mut staged) = {
+            let inner = self.inner();
+            (inner.loaded.number, inner.loaded.stage(key, changes, &mut note)?)
+        };
         let mut inner = self.inner_mut();
+        if inner.loaded.number != number {
+            // A rebase came between. The records are the same, so the note stands; where they are is
+            // not: what was staged would hide other records of the new base.
+            let mut same = inner.loaded.note.clone();
+            staged = inner.loaded.stage(key, changes, &mut same)?;
+        }
         inner.frozen.retain(|frozen| frozen.strong_count() > 0);
         for frozen in inner.frozen.iter().filter_map(Weak::upgrade) {
             for (name, before) in &staged.before {

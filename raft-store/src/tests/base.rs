@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use domain::{Changes, Records};
 use proptest::prelude::*;
@@ -11,7 +12,7 @@ use wal::RealFiles;
 use super::commands::{CLUSTER, LINEAGE};
 use crate::fatal::Fatal;
 use crate::snapshots::{Origin, Shelf, build};
-use crate::state::{Generations, SetKey, Store};
+use crate::state::{Generations, Note, SetKey, Store};
 use crate::types::log_id;
 
 #[derive(Clone, Debug)]
@@ -159,4 +160,40 @@ fn what_is_hidden_at_the_front_is_skipped() {
     let first = rig.store.read(|view| view.scan(&[], None, 9)).expect("it reads");
     assert_eq!(first, [(key(17), vec![8])]);
     rig.close();
+}
+
+/// What is staged over one snapshot must not be made over the next.
+#[test]
+fn a_state_is_put_on_one_snapshot_after_another_while_it_changes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rig = Rig::open(dir.path());
+    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
+    rig.commit(&(0..2_000).map(|number| (key(number), Some(vec![0]))).collect());
+    let Rig { store, shelf, mut index } = rig;
+    let (committing, stop) = (Arc::clone(&store), Arc::new(AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let committer = std::thread::spawn(move || {
+        let mut round = 0_u32;
+        while !stopped.load(Ordering::Relaxed) {
+            // All over the records, some of them gone for a while.
+            let change = |number: u32| {
+                let value = (round + number).to_be_bytes();
+                (key((round * 37 + number * 211) % 2_000), (number > 0).then(|| value.to_vec()))
+            };
+            let changes = (0..8).map(change).collect();
+            (round, index) = ((round + 1) % 100_000, index + 1);
+            let note = Note { applied: Some(log_id(1, index)), ..committing.note() };
+            committing.commit(&changes, note).expect("it is committed");
+        }
+    });
+    for _ in 0..8 {
+        // Its records are summed while it is built, so one that hides others is found.
+        build(&store, &shelf, &store.freeze()).expect("it is built");
+        store.flush_now().expect("it is flushed");
+        shelf.stand_on(store.base());
+    }
+    stop.store(true, Ordering::Relaxed);
+    committer.join().expect("no panic");
+    build(&store, &shelf, &store.freeze()).expect("it is built");
+    store.close();
 }
