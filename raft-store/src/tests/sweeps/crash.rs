@@ -570,14 +570,17 @@ async fn start(
     seed: u64,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    let hour = Duration::from_hours(1);
+    let config_of = |ground: &Ground, root: &Path| config(ground, root, Duration::from_hours(1));
+    if !checked.sure.created {
+        let root = scratch();
+        let ground = wreck.after(ours, sleds, root.path());
+        if is_absent(&config_of(&ground, root.path()))? {
+            tally.absent += 1;
+            return Ok(());
+        }
+    }
     let root = scratch();
     let ground = wreck.after(ours, sleds, root.path());
-    let config_of = |ground: &Ground, root: &Path| config(ground, root, hour);
-    if !checked.sure.created && is_absent(&config_of(&ground, root.path()))? {
-        tally.absent += 1;
-        return Ok(());
-    }
     let report = checked.check(&config_of(&ground, root.path())).await?;
     tally.starts += 1;
     tally.torn += u64::from(ground.torn);
