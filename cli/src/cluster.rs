@@ -386,13 +386,12 @@ fn format(cluster: &ClusterStatus) -> String {
 /// What was found damaged on a node, until a person has removed it.
 fn damage(node: &NodeStatus) -> Option<String> {
     let recovery = node.recovery.as_ref()?;
-    let mut said = String::new();
-    if let Some(reason) = &recovery.reason {
-        said += &format!("\nnode {}: its last start found the state damaged: {reason}", node.id);
-    }
-    if !recovery.quarantine.is_empty() {
+    let reason = recovery.reason.iter().map(|reason| {
+        format!("\nnode {}: its last start found the state damaged: {reason}", node.id)
+    });
+    let kept = (!recovery.quarantine.is_empty()).then(|| {
         let names = recovery.quarantine.join(", ");
-        said += &format!("\nnode {}: in its quarantine, for a person to look at: {names}", node.id);
-    }
-    (!said.is_empty()).then_some(said)
+        format!("\nnode {}: in its quarantine, for a person to look at: {names}", node.id)
+    });
+    Some(reason.chain(kept).collect())
 }

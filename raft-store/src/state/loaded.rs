@@ -199,7 +199,7 @@ mod tests {
         let note = loaded.note.clone();
         drop(loaded);
         let opened = generations.open(&current, &shelf);
-        assert_eq!(opened.err().expect("it is none").to_string(), "there is no note");
+        assert_eq!(opened.expect_err("it is none").to_string(), "there is no note");
 
         let mut loaded = generations.empty().expect("it is made");
         let current = loaded.current();
