@@ -37,7 +37,7 @@ pub use kek::{EpochState, KekEpoch};
 pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionState, Wrapped};
 pub use kit::{Kit, KitStatement};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
-pub use records::{Broken, Changes, Draft, Record, Records};
+pub use records::{Broken, Changes, Draft, Record, Records, scan_over};
 pub use settings::{Settings, SettingsPatch};
 pub use succession::{
     Callers, Cause, Forbidden, NextVersion, NoSuccession, Plan, Progress, SUCCESSION_FORMAT,

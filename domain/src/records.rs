@@ -3,7 +3,9 @@
 //! A record is bytes under a key of bytes; the first byte of a key tells its table. The byte 0 is
 //! left to whoever stores the records, for notes of its own.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -101,24 +103,49 @@ impl<R: Records> Records for Draft<'_, R> {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Record>, Broken> {
-        // Removals hide at most as many records below as there are changes.
-        let below = self.below.scan(prefix, after, limit.saturating_add(self.changes.len()))?;
-        let mut merged: BTreeMap<Vec<u8>, Option<Vec<u8>>> =
-            below.into_iter().map(|(key, value)| (key, Some(value))).collect();
-        for (key, change) in self.changes.range(prefix.to_vec()..) {
-            if !key.starts_with(prefix) {
-                break;
-            }
-            if after.is_none_or(|after| key.as_slice() > after) {
-                merged.insert(key.clone(), change.clone());
-            }
-        }
-        Ok(merged
-            .into_iter()
-            .filter_map(|(key, value)| value.map(|value| (key, value)))
-            .take(limit)
-            .collect())
+        scan_over(&self.changes, prefix, after, limit, |limit| {
+            self.below.scan(prefix, after, limit)
+        })
     }
+}
+
+/// What a scan finds where changes are laid over records; `below` finds up to so many of these.
+pub fn scan_over(
+    changes: &Changes,
+    prefix: &[u8],
+    after: Option<&[u8]>,
+    limit: usize,
+    below: impl FnOnce(usize) -> Result<Vec<Record>, Broken>,
+) -> Result<Vec<Record>, Broken> {
+    let start = after.filter(|after| *after > prefix).unwrap_or(prefix);
+    let changed = changes
+        .range::<[u8], _>((Bound::Included(start), Bound::Unbounded))
+        .take_while(|(key, _)| key.starts_with(prefix))
+        .filter(|(key, _)| after.is_none_or(|after| key.as_slice() > after));
+    // Only what is removed hides a record without standing for it.
+    let removed = changed.clone().filter(|(_, change)| change.is_none()).count();
+    let mut below = below(limit.saturating_add(removed))?.into_iter().peekable();
+    let mut changed = changed.peekable();
+    let mut found = Vec::new();
+    while found.len() < limit {
+        let order = match (below.peek(), changed.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((key, _)), Some((changed, _))) => key.cmp(changed),
+        };
+        if order == Ordering::Less {
+            found.extend(below.next());
+            continue;
+        }
+        if order == Ordering::Equal {
+            below.next();
+        }
+        if let Some((key, Some(value))) = changed.next() {
+            found.push((key.clone(), value.clone()));
+        }
+    }
+    Ok(found)
 }
 
 /// Reads one record of a known type.
