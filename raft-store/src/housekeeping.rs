@@ -112,7 +112,7 @@ impl Housekeeping {
         let log = self.weight.since_snapshot();
         // Where a snapshot would not make sled smaller, sled's size is no reason for one.
         let tree_grew = log > limit / 16 && self.store.tree_bytes() > limit.max(TREE_FLOOR);
-        log > limit || tree_grew
+        log > limit || tree_grew || self.store.has_many_runs()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]

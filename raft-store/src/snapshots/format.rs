@@ -37,7 +37,7 @@ const CHUNKS_AHEAD: usize = 16;
 pub(crate) type Chunk = Vec<Record>;
 
 /// How many a chunk holds: all of them are read when one of them is looked for.
-const CHUNK_RECORDS: usize = 64;
+pub(crate) const CHUNK_RECORDS: usize = 64;
 
 /// A chunk's records have a few KiB each at most; anything near this is damage.
 const BLOCK_BYTES_MAX: u32 = 64 << 20;

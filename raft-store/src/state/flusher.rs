@@ -4,18 +4,20 @@
 //! for each other for ever; so one thread flushes and syncs, for all.
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::state::store::Store;
 
-const INTERVAL: Duration = Duration::from_secs(1);
-
-pub(super) type Request = oneshot::Sender<io::Result<()>>;
+#[derive(Debug)]
+pub(super) enum Request {
+    /// There is much in memory only.
+    Write,
+    Flush(oneshot::Sender<io::Result<()>>),
+}
 
 /// Runs until the sender is dropped.
 pub(super) fn start(store: &Arc<Store>, requests: Receiver<Request>) -> io::Result<JoinHandle<()>> {
@@ -28,20 +30,15 @@ pub(super) fn queue() -> (Sender<Request>, Receiver<Request>) {
 }
 
 fn run(store: &Weak<Store>, requests: &Receiver<Request>) {
-    loop {
-        let request = match requests.recv_timeout(INTERVAL) {
-            Ok(request) => Some(request),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
+    for request in requests {
         let Some(store) = store.upgrade() else { return };
         let flushed = store.flush_now();
         if let Err(error) = &flushed {
             // What the kernel could not write it may have dropped: asking again would lie.
             store.fatal().raise(format!("the state can not be made durable: {error}"));
         }
-        if let Some(request) = request {
-            let _ = request.send(flushed);
+        if let Request::Flush(tell) = request {
+            let _ = tell.send(flushed);
         }
     }
 }

@@ -18,8 +18,8 @@ use wal::Files;
 
 use crate::files::{damaged, make_dir, read, remove_if_there, unix_seconds, write_durably};
 use crate::snapshots::{Shelf, SnapshotFile};
-use crate::state::base::Base;
 use crate::state::digest::SetKey;
+use crate::state::layer::Layer;
 use crate::state::loaded::Loaded;
 use crate::state::note::{NOTE_KEY, Note};
 
@@ -146,10 +146,10 @@ impl Generations {
         loaded.map_err(Unopened::Damaged)
     }
 
-    fn base(&self, name: &str, shelf: &Shelf) -> Result<Base, String> {
+    fn base(&self, name: &str, shelf: &Shelf) -> Result<Layer, String> {
         let snapshot =
             shelf.find(name).ok_or("the snapshot that it stands on is damaged or gone")?;
-        Base::open(&*self.disk, snapshot)
+        Layer::snapshot(&*self.disk, snapshot)
             .map_err(|error| format!("the snapshot that it stands on: {error}"))
     }
 
@@ -181,22 +181,22 @@ impl Generations {
 
     /// A generation that is what this snapshot is, durable, not yet in use.
     pub(crate) fn over(&self, snapshot: &SnapshotFile) -> io::Result<Loaded> {
-        let base = Base::open(&*self.disk, snapshot.clone())?;
+        let base = Layer::snapshot(&*self.disk, snapshot.clone())?;
         let note = Note {
             applied: snapshot.meta.last_log_id,
             membership: snapshot.meta.last_membership.clone(),
-            ..base.sums().clone()
+            ..snapshot.contents.sums.clone()
         };
         self.make(Some(base), note)
     }
 
-    fn make(&self, base: Option<Base>, note: Note) -> io::Result<Loaded> {
+    fn make(&self, base: Option<Layer>, note: Note) -> io::Result<Loaded> {
         // Two can be in the making at a time: a snapshot is installed while another is built.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let tree = self.open_tree(number).map_err(io::Error::other)?;
         tree.insert(NOTE_KEY, note.seal(&self.key)).map_err(io::Error::other)?;
         self.sync(number, &tree)?;
-        Ok(Loaded { number, tree, base, note })
+        Ok(Loaded::new(number, tree, base, note))
     }
 
     /// sled's `flush` writes without a sync on Linux, so the file is synced here.

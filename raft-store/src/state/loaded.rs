@@ -1,157 +1,246 @@
 //! A generation that is open, and how it is changed.
+//!
+//! Every record is shown in one place only: among the recent ones, among those that are being written,
+//! or in one layer. Whoever changes it hides it where it was.
 
-use domain::{Broken, Changes, Records};
+use std::collections::BTreeSet;
+use std::iter::Peekable;
+use std::sync::Arc;
 
-use crate::state::base::Base;
+use domain::{Broken, Changes, Record};
+
 use crate::state::digest::SetKey;
 use crate::state::generation::Current;
+use crate::state::layer::Layer;
 use crate::state::note::{NOTE_KEY, Note};
-use crate::state::view::{View, broken};
+use crate::state::recent::Recent;
+use crate::state::run;
+use crate::state::view::View;
 
-/// What was removed stands in sled under these bytes and its key, as long as it stands in the base.
-const REMOVED: [u8; 2] = [0, 1];
+/// Of a mark of the earlier form, which is followed by the name that it hides.
+const MARK: usize = 2;
 
 /// Its records sum to its note.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) number: u64,
     pub(crate) tree: sled::Db,
-    pub(crate) base: Option<Base>,
+    /// The oldest first: a snapshot, if there is one, then the runs.
+    layers: Vec<Layer>,
+    /// On its way into a run.
+    writing: Option<Writing>,
+    recent: Recent,
+    /// Of the last run.
+    run: u32,
+    /// How often records moved from one of these to another.
+    moves: u64,
     pub(crate) note: Note,
+    /// As sled holds it.
+    pub(super) stored: Note,
 }
 
-/// Changes that are about to be made, and what they overwrite.
+#[derive(Debug)]
+struct Writing {
+    recent: Arc<Recent>,
+    hidden: BTreeSet<Vec<u8>>,
+}
+
+/// What is to be written as a run.
+pub(super) struct Taken {
+    pub(super) tree: sled::Db,
+    pub(super) number: u32,
+    pub(super) recent: Arc<Recent>,
+    pub(super) note: Note,
+}
+
+/// Where records are that are about to be changed.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
-    batch: sled::Batch,
-    hide: Vec<u64>,
+    places: Vec<Option<Place>>,
+    /// The generation that it was found out of, and how often records had moved in it.
+    seen: (u64, u64),
     /// What each of the changed records is now.
     pub(super) before: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Recent,
+    Writing,
+    Layer(usize, u64),
+}
+
 impl Loaded {
+    /// `note` is durable, and what the layer sums to.
+    pub(super) fn new(number: u64, tree: sled::Db, base: Option<Layer>, note: Note) -> Self {
+        let layers = base.into_iter().collect();
+        let (recent, stored) = (Recent::default(), note.clone());
+        Self { number, tree, layers, writing: None, recent, run: 0, moves: 0, note, stored }
+    }
+
     /// Reads every record, and says so if they do not sum to the note.
     pub(super) fn check(
         number: u64,
         tree: sled::Db,
-        mut base: Option<Base>,
+        base: Option<Layer>,
         key: &SetKey,
     ) -> Result<Self, String> {
         let sled = |error: sled::Error| format!("sled: {error}");
+        let text = |broken: Broken| broken.to_string();
         let sealed = tree.get(NOTE_KEY).map_err(sled)?;
         let note = Note::open(key, &sealed.ok_or("there is no note")?)?;
-        let mut found = base.as_ref().map_or_else(Note::default, |base| base.sums().clone());
-        let mut hide = |found: &mut Note, name: &[u8]| -> Result<bool, String> {
-            let Some(base) = &mut base else { return Ok(false) };
-            let Some(below) = base.find(name).map_err(|error| error.to_string())? else {
-                return Ok(false);
+        let sums = base.as_ref().and_then(Layer::file).map(|file| file.contents.sums.clone());
+        let mut loaded = Self::new(number, tree, base, sums.unwrap_or_default());
+        for single in run::singles(&loaded.tree) {
+            let (name, value) = single.map_err(sled)?;
+            let change = match name.first() {
+                Some(0) => (name[MARK..].to_vec(), None),
+                _ => (name.to_vec(), Some(value.to_vec())),
             };
-            base.hide(below.ordinal);
-            found.count(key, name, Some(&below.value), None);
-            Ok(true)
-        };
-        for removed in tree.scan_prefix(REMOVED) {
-            let (name, _) = removed.map_err(sled)?;
-            if !hide(&mut found, &name[REMOVED.len()..])? {
-                return Err("a record was removed that is not below".into());
-            }
+            loaded.put(key, [change].into()).map_err(text)?;
         }
-        for record in tree.range([1_u8].as_slice()..) {
-            let (name, value) = record.map_err(sled)?;
-            hide(&mut found, &name)?;
-            found.count(key, &name, None, Some(&value));
+        let last = run::last(&loaded.tree)?;
+        run::remove_after(&loaded.tree, last).map_err(sled)?;
+        for number in 1..=last {
+            let Self { tree, layers, note: sums, .. } = &mut loaded;
+            let layer = run::read(tree, number, |name, value| {
+                let mut before = None;
+                for layer in layers.iter_mut() {
+                    if let Some(found) = layer.find(name).map_err(text)? {
+                        layer.hide(found.ordinal);
+                        before = Some(found.value);
+                    }
+                }
+                sums.count(key, name, before.as_deref(), value);
+                Ok(())
+            })?;
+            loaded.layers.push(layer);
         }
+        loaded.run = last;
+        let found = &loaded.note;
         if !found.sums_to(&note) {
             return Err(format!(
                 "its records do not sum to its digest: {} records of {} bytes, noted were {} of {}",
                 found.records, found.bytes, note.records, note.bytes
             ));
         }
-        Ok(Self { number, tree, base, note })
+        loaded.stored = note.clone();
+        loaded.note = note;
+        Ok(loaded)
     }
 
     pub(crate) fn current(&self) -> Current {
-        let base = self.base.as_ref().map(|base| base.name().to_owned());
+        let base = self.base().and_then(Layer::file).map(|file| file.name().to_owned());
         Current { number: self.number, base }
     }
 
-    pub(crate) fn view(&self) -> View<'_> {
-        View::new(&self.tree, self.base.as_ref(), self.note.index())
+    /// The snapshot that it stands on.
+    pub(crate) fn base(&self) -> Option<&Layer> {
+        self.layers.first().filter(|layer| layer.file().is_some())
     }
 
-    /// Finds out what the changes come to, and counts them in `note`.
+    /// How many runs there are, and about how many bytes are in none yet.
+    pub(super) fn weight(&self) -> (usize, usize) {
+        (self.layers.len() - usize::from(self.base().is_some()), self.recent.bytes())
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        View::new(self)
+    }
+
+    fn find(&self, name: &[u8]) -> Result<Option<(Place, Vec<u8>)>, Broken> {
+        if let Some(value) = self.recent.get(name) {
+            return Ok(Some((Place::Recent, value.clone())));
+        }
+        let shown = |writing: &&Writing| !writing.hidden.contains(name);
+        let writing = self.writing.as_ref().filter(shown);
+        if let Some(value) = writing.and_then(|writing| writing.recent.get(name)) {
+            return Ok(Some((Place::Writing, value.clone())));
+        }
+        for (number, layer) in self.layers.iter().enumerate().rev() {
+            if let Some(found) = layer.find(name)? {
+                return Ok(Some((Place::Layer(number, found.ordinal), found.value)));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn get(&self, name: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
+        Ok(self.find(name)?.map(|(_, value)| value))
+    }
+
+    /// Up to `limit` records whose key begins with `prefix` and is not before `start`, in order.
+    pub(super) fn scan(
+        &self,
+        prefix: &[u8],
+        start: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Record>, Broken> {
+        let mut ways: Vec<Peekable<Way<'_>>> = Vec::with_capacity(2 + self.layers.len());
+        ways.push((Box::new(self.recent.from(start).map(Ok)) as Way<'_>).peekable());
+        if let Some(Writing { recent, hidden }) = &self.writing {
+            let shown = recent.from(start).filter(|(name, _)| !hidden.contains(name));
+            ways.push((Box::new(shown.map(Ok)) as Way<'_>).peekable());
+        }
+        for layer in &self.layers {
+            ways.push((Box::new(layer.from(prefix, start, limit)) as Way<'_>).peekable());
+        }
+        merge(ways, prefix, limit)
+    }
+
+    /// Finds out where the records are, and counts what the changes come to in `note`.
     pub(super) fn stage(
         &self,
         key: &SetKey,
         changes: &Changes,
         note: &mut Note,
     ) -> Result<Staged, Broken> {
-        let mut staged = Staged::default();
+        let mut staged = Staged { seen: (self.number, self.moves), ..Staged::default() };
         for (name, change) in changes {
             if name.first().is_none_or(|table| *table == 0) {
                 return Err(Broken("a change of a record that is not domain's".into()));
             }
-            let above = self.tree.get(name).map_err(|error| broken(&error))?;
-            // What sled holds is hidden below: only to remove it, it matters what is there.
-            let below = match &self.base {
-                Some(base) if above.is_none() || change.is_none() => {
-                    base.find(name)?.map(|found| (base.is_hidden(found.ordinal), found))
-                }
-                _ => None,
-            };
-            if let Some((false, found)) = &below {
-                staged.hide.push(found.ordinal);
-            }
-            match change {
-                Some(value) => {
-                    staged.batch.insert(name.as_slice(), value.as_slice());
-                    if above.is_none() && below.as_ref().is_some_and(|(hidden, _)| *hidden) {
-                        staged.batch.remove(removed(name));
-                    }
-                }
-                None => {
-                    staged.batch.remove(name.as_slice());
-                    if below.is_some() {
-                        staged.batch.insert(removed(name), &[]);
-                    }
-                }
-            }
-            let shown = below.filter(|(hidden, _)| !hidden).map(|(_, found)| found.value);
-            let before = above.map(|value| value.to_vec()).or(shown);
+            let (place, before) = self.find(name)?.unzip();
             note.count(key, name, before.as_deref(), change.as_deref());
+            staged.places.push(place);
             staged.before.push((name.clone(), before));
         }
         Ok(staged)
     }
 
-    /// Makes them, and the note with them, in one batch.
+    /// Makes them, and the note with them. If the process dies now, the log has them.
     pub(super) fn make(
         &mut self,
-        key: &SetKey,
-        mut staged: Staged,
+        changes: Changes,
+        staged: &Staged,
         note: Note,
     ) -> Result<(), Broken> {
-        staged.batch.insert(&NOTE_KEY, note.seal(key));
-        self.write(staged, note)
-    }
-
-    fn write(&mut self, staged: Staged, note: Note) -> Result<(), Broken> {
-        self.tree.apply_batch(staged.batch).map_err(|error| broken(&error))?;
-        if let Some(base) = &mut self.base {
-            staged.hide.into_iter().for_each(|ordinal| base.hide(ordinal));
+        let moved = ((self.number, self.moves) != staged.seen).then(|| {
+            changes.keys().map(|name| Ok(self.find(name)?.unzip().0)).collect::<Result<Vec<_>, _>>()
+        });
+        let moved = moved.transpose()?;
+        let places = moved.as_ref().unwrap_or(&staged.places);
+        for ((name, change), place) in changes.into_iter().zip(places) {
+            match place {
+                None | Some(Place::Recent) => {}
+                Some(Place::Writing) => {
+                    if let Some(writing) = &mut self.writing {
+                        writing.hidden.insert(name.clone());
+                    }
+                }
+                Some(Place::Layer(number, ordinal)) => self.layers[*number].hide(*ordinal),
+            }
+            self.recent.set(name, change);
         }
         self.note = note;
         Ok(())
     }
 
-    /// As it is being made it is the state at no index, so it has no note on the disk until
-    /// [`Loaded::make`] gives it one: where sled comes back older than it was, a half copied state must
-    /// not be found to sum to anything.
-    pub(super) fn put(&mut self, key: &SetKey, changes: &Changes) -> Result<(), Broken> {
+    /// As it is being made, nobody reads it and its index stays.
+    pub(super) fn put(&mut self, key: &SetKey, changes: Changes) -> Result<(), Broken> {
         let mut note = self.note.clone();
-        let mut staged = self.stage(key, changes, &mut note)?;
-        staged.batch.remove(&NOTE_KEY);
-        self.write(staged, note)
+        let staged = self.stage(key, &changes, &mut note)?;
+        self.make(changes, &staged, note)
     }
 
     /// What these records are now, to be put into another generation.
@@ -159,54 +248,73 @@ impl Loaded {
         &self,
         names: impl Iterator<Item = &'a Vec<u8>>,
     ) -> Result<Changes, Broken> {
-        let view = self.view();
-        names.map(|name| Ok((name.clone(), view.get(name)?))).collect()
+        names.map(|name| Ok((name.clone(), self.get(name)?))).collect()
+    }
+
+    /// Begins a run with what is recent. One at a time.
+    pub(super) fn take(&mut self) -> Taken {
+        let recent = Arc::new(std::mem::take(&mut self.recent));
+        self.writing = Some(Writing { recent: Arc::clone(&recent), hidden: BTreeSet::new() });
+        self.moves += 1;
+        self.run += 1;
+        let (tree, note) = (self.tree.clone(), self.note.clone());
+        Taken { tree, number: self.run, recent, note }
+    }
+
+    /// The run is written: its layer takes the place of what was taken.
+    pub(super) fn settle(&mut self, mut layer: Layer, note: Note) -> Result<(), Broken> {
+        let writing = self.writing.take();
+        for name in writing.iter().flat_map(|writing| &writing.hidden) {
+            if let Some(found) = layer.find(name)? {
+                layer.hide(found.ordinal);
+            }
+        }
+        self.layers.push(layer);
+        self.moves += 1;
+        self.stored = note;
+        Ok(())
+    }
+
+    /// Changes a record behind the back of the digest, as failing memory would.
+    #[cfg(test)]
+    pub(super) fn spoil(&mut self) {
+        use domain::Records as _;
+
+        let last = self.view().scan(&[], None, usize::MAX).expect("it reads").pop();
+        let (name, _) = last.expect("there are records");
+        let (key, note) = (SetKey::new(&[0; 16]), self.note.clone());
+        self.put(&key, [(name, Some(b"spoiled".to_vec()))].into()).expect("it is made");
+        self.note = note;
     }
 }
 
-fn removed(name: &[u8]) -> Vec<u8> {
-    [&REMOVED, name].concat()
-}
+type Way<'a> = Box<dyn Iterator<Item = Result<Record, Broken>> + 'a>;
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use domain::{ClusterId, Lineage};
-    use wal::{Files, RealFiles};
-
-    use super::*;
-    use crate::snapshots::{Origin, Shelf};
-    use crate::state::generation::Generations;
-
-    #[test]
-    fn a_half_copied_state_is_no_state() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (disk, key): (Arc<dyn Files>, _) = (Arc::new(RealFiles), SetKey::new(b"lineage"));
-        let origin = Origin { cluster: ClusterId([1; 16]), lineage: Lineage([2; 16]) };
-        let at = |name: &str| dir.path().join(name);
-        let shelf =
-            Shelf::open(Arc::clone(&disk), at("snapshots"), &at("quarantine"), origin, key.clone());
-        let shelf = shelf.expect("a shelf");
-        let generations =
-            Generations::new(disk, at("state"), at("quarantine"), 1 << 20, key.clone());
-        let generations = generations.expect("a directory");
-
-        let mut loaded = generations.empty().expect("it is made");
-        let current = loaded.current();
-        loaded.put(&key, &[(vec![5], Some(vec![6]))].into()).expect("it is copied");
-        generations.sync(loaded.number, &loaded.tree).expect("it is synced");
-        let note = loaded.note.clone();
-        drop(loaded);
-        let opened = generations.open(&current, &shelf);
-        assert_eq!(opened.expect_err("it is none").to_string(), "there is no note");
-
-        let mut loaded = generations.empty().expect("it is made");
-        let current = loaded.current();
-        loaded.put(&key, &[(vec![5], Some(vec![6]))].into()).expect("it is copied");
-        loaded.make(&key, Staged::default(), note.clone()).expect("it is made");
-        generations.sync(loaded.number, &loaded.tree).expect("it is synced");
-        drop(loaded);
-        assert_eq!(generations.open(&current, &shelf).expect("it is whole").note, note);
+/// No key is on two of the ways.
+fn merge(
+    mut ways: Vec<Peekable<Way<'_>>>,
+    prefix: &[u8],
+    limit: usize,
+) -> Result<Vec<Record>, Broken> {
+    let mut found = Vec::new();
+    while found.len() < limit {
+        let mut first: Option<(usize, &[u8])> = None;
+        for (number, way) in ways.iter_mut().enumerate() {
+            match way.peek() {
+                Some(Err(broken)) => return Err(broken.clone()),
+                Some(Ok((name, _))) if first.is_none_or(|(_, least)| **name < *least) => {
+                    first = Some((number, name));
+                }
+                _ => {}
+            }
+        }
+        let Some((number, name)) = first else { break };
+        if !name.starts_with(prefix) {
+            break;
+        }
+        if let Some(record) = ways[number].next() {
+            found.push(record?);
+        }
     }
+    Ok(found)
 }

@@ -88,7 +88,7 @@ impl StateMachine {
         self.await_log(last.log_id.index()).await?;
         let (entries, responders): (Vec<Entry>, Vec<_>) = batch.into_iter().unzip();
         let decided = decide(&self.store, entries, self.format_max).map_err(io::Error::other)?;
-        self.store.commit(&decided.changes, decided.note).map_err(io::Error::other)?;
+        self.store.commit(decided.changes, decided.note).map_err(io::Error::other)?;
         self.weight.add(decided.bytes);
         for (responder, reply) in responders.into_iter().zip(decided.replies) {
             if let Some(responder) = responder {

@@ -1,18 +1,22 @@
 //! The state machine: records changed by `domain::apply` in the order of the log.
 //!
-//! Most of them stand in a snapshot, which is never written to; sled holds what changed since. Each
-//! new snapshot takes the place of the one below, and sled begins anew.
+//! Most of them stand in a snapshot, which is never written to; sled holds what changed since, in runs,
+//! and memory what changed since the last run. Each new snapshot takes the place of the one below, and
+//! sled begins anew.
 
-mod base;
 mod digest;
+mod filter;
 mod flusher;
 mod freeze;
 mod generation;
+mod layer;
 mod loaded;
 mod machine;
 mod note;
 mod overlay;
 mod pass;
+mod recent;
+mod run;
 mod store;
 mod view;
 

@@ -15,14 +15,21 @@ use tokio::sync::oneshot;
 use crate::fatal::Fatal;
 use crate::files::{damaged, unix_seconds};
 use crate::snapshots::{Chunk, SnapshotFile};
-use crate::state::base::Base;
 use crate::state::flusher::{self, Request};
 use crate::state::freeze::Frozen;
 use crate::state::generation::Generations;
-use crate::state::loaded::{Loaded, Staged};
+use crate::state::loaded::Loaded;
 use crate::state::note::{NOTE_KEY, Note};
 use crate::state::pass::Pass;
+use crate::state::run;
 use crate::state::view::View;
+
+/// What is in memory only is written as a run when it takes so much there. It is what a start applies
+/// once more after a kill.
+const RECENT_BYTES: usize = 24 << 20;
+
+/// Each look at a record that is not there asks all of them.
+const RUNS_MAX: usize = 16;
 
 /// Records that are copied into a new generation while nothing is applied.
 const COPIED_AT_ONCE: usize = 256;
@@ -33,7 +40,7 @@ pub(crate) struct Store {
     inner: RwLock<Inner>,
     /// Up to this index sled would be found after a loss of power.
     durable: AtomicU64,
-    /// The generation that `CURRENT` names. Taken before `inner`, by whoever changes it.
+    /// The generation that `CURRENT` names. Taken before `inner`, by whoever changes it or writes a run.
     named: Mutex<u64>,
     fatal: Fatal,
     /// The scrub's way through the records. Locked after `inner`.
@@ -94,21 +101,12 @@ impl Store {
         &self.fatal
     }
 
-    /// Makes the changes, and `note` with its sums brought up to date, in one batch. One caller at
-    /// a time: the state machine.
-    pub(crate) fn commit(&self, changes: &Changes, mut note: Note) -> Result<(), Broken> {
+    /// Makes the changes, and `note` with its sums brought up to date, at once. One caller at a time:
+    /// the state machine.
+    pub(crate) fn commit(&self, changes: Changes, mut note: Note) -> Result<(), Broken> {
         let key = self.generations.key();
-        let (number, mut staged) = {
-            let inner = self.inner();
-            (inner.loaded.number, inner.loaded.stage(key, changes, &mut note)?)
-        };
+        let staged = self.inner().loaded.stage(key, &changes, &mut note)?;
         let mut inner = self.inner_mut();
-        if inner.loaded.number != number {
-            // A rebase came between. The records are the same, so the note stands; where they are is
-            // not: what was staged would hide other records of the new base.
-            let mut same = inner.loaded.note.clone();
-            staged = inner.loaded.stage(key, changes, &mut same)?;
-        }
         inner.frozen.retain(|frozen| frozen.strong_count() > 0);
         for frozen in inner.frozen.iter().filter_map(Weak::upgrade) {
             for (name, before) in &staged.before {
@@ -120,14 +118,21 @@ impl Store {
                 pass.changed(key, name, before.as_deref(), change.as_deref());
             }
         }
-        inner.loaded.make(key, staged, note)
+        let (_, light) = inner.loaded.weight();
+        inner.loaded.make(changes, &staged, note)?;
+        let (_, heavy) = inner.loaded.weight();
+        drop(inner);
+        if light < RECENT_BYTES && heavy >= RECENT_BYTES {
+            self.ask_flusher(Request::Write);
+        }
+        Ok(())
     }
 
     /// Reads on in the pass over all records, and answers whether it came to its end. An error is
     /// damage.
     pub(crate) fn scrub(&self, records: usize) -> Result<bool, String> {
         let inner = self.inner();
-        let Loaded { number, tree, note, .. } = &inner.loaded;
+        let Loaded { number, tree, note, stored, .. } = &inner.loaded;
         let mut pass = self.pass();
         let mut now = pass.take().filter(|pass| pass.generation == *number);
         let reading = now.get_or_insert_with(|| Pass::begin(*number));
@@ -140,8 +145,8 @@ impl Store {
             return Err("its records do not sum to its digest any more".into());
         }
         let sealed = tree.get(NOTE_KEY).map_err(|error| format!("sled: {error}"))?;
-        if Note::open(self.generations.key(), &sealed.ok_or("there is no note")?)? != *note {
-            return Err("its note is another than the one in use".into());
+        if Note::open(self.generations.key(), &sealed.ok_or("there is no note")?)? != *stored {
+            return Err("its note is another than the one that was written".into());
         }
         self.scrubbed.store(unix_seconds(), Ordering::Relaxed);
         Ok(true)
@@ -167,10 +172,7 @@ impl Store {
     /// Changes a record behind the back of the digest, as a failing disk would.
     #[cfg(test)]
     pub(crate) fn spoil(&self) {
-        let inner = self.inner();
-        let record = inner.loaded.tree.range([1_u8].as_slice()..).next_back();
-        let (key, _) = record.expect("there are records").expect("it reads");
-        inner.loaded.tree.insert(key, b"spoiled").expect("it is written");
+        self.inner_mut().loaded.spoil();
     }
 
     /// Holds on to this moment, for a snapshot.
@@ -222,8 +224,6 @@ impl Store {
         let mut next = self.generations.over(snapshot)?;
         let number = next.number;
         self.copy_changed(frozen, &mut next)?;
-        // Most of it is made durable here, so that the flush has little left.
-        self.generations.sync(number, &next.tree)?;
         let old = {
             let mut inner = self.inner_mut();
             if inner.loaded.number != frozen.generation {
@@ -234,12 +234,11 @@ impl Store {
             }
             let key = self.generations.key();
             let rest = inner.loaded.values(frozen.take_changed().iter());
-            rest.and_then(|rest| next.put(key, &rest)).map_err(io::Error::other)?;
+            rest.and_then(|rest| next.put(key, rest)).map_err(io::Error::other)?;
             if !next.note.sums_to(&inner.loaded.note) {
                 return Err(damaged("the copied state does not sum to its digest: it is damaged"));
             }
-            let note = inner.loaded.note.clone();
-            next.make(key, Staged::default(), note).map_err(io::Error::other)?;
+            next.note = inner.loaded.note.clone();
             inner.frozen.clear();
             std::mem::replace(&mut inner.loaded, next)
         };
@@ -261,7 +260,7 @@ impl Store {
                     }
                     inner.loaded.values(names.iter().copied()).map_err(io::Error::other)?
                 };
-                next.put(self.generations.key(), &values).map_err(io::Error::other)?;
+                next.put(self.generations.key(), values).map_err(io::Error::other)?;
             }
             if changed.len() <= COPIED_AT_ONCE || changed.len() > before / 2 {
                 return Ok(());
@@ -272,13 +271,20 @@ impl Store {
 
     /// The snapshot that the state stands on.
     pub(crate) fn base(&self) -> Option<PathBuf> {
-        self.inner().loaded.base.as_ref().map(Base::path)
+        let inner = self.inner();
+        Some(inner.loaded.base()?.file()?.path.clone())
     }
 
     /// What sled's files take.
     pub(crate) fn tree_bytes(&self) -> u64 {
         let tree = self.inner().loaded.tree.clone();
         tree.size_on_disk().unwrap_or(0)
+    }
+
+    /// Whether there are so many runs that the state should be put on a new snapshot.
+    pub(crate) fn has_many_runs(&self) -> bool {
+        let (runs, _) = self.inner().loaded.weight();
+        runs >= RUNS_MAX
     }
 
     pub(crate) fn durable_index(&self) -> u64 {
@@ -289,26 +295,39 @@ impl Store {
     pub(crate) async fn flush(&self) -> io::Result<()> {
         let stopped = || io::Error::other("the state is closed");
         let (tell, told) = oneshot::channel();
-        let requests = self.flusher().as_ref().map(|(requests, _)| requests.clone());
-        requests.ok_or_else(stopped)?.send(tell).map_err(|_| stopped())?;
+        self.ask_flusher(Request::Flush(tell)).then_some(()).ok_or_else(stopped)?;
         told.await.map_err(|_| stopped())?
     }
 
+    fn ask_flusher(&self, request: Request) -> bool {
+        let requests = self.flusher().as_ref().map(|(requests, _)| requests.clone());
+        requests.is_some_and(|requests| requests.send(request).is_ok())
+    }
+
     pub(crate) fn flush_now(&self) -> io::Result<()> {
+        let mut named = self.named();
         loop {
-            let (tree, current, index) = {
-                let Inner { loaded, .. } = &*self.inner();
-                (loaded.tree.clone(), loaded.current(), loaded.note.index())
+            let (current, taken) = {
+                let Inner { loaded, .. } = &mut *self.inner_mut();
+                let current = loaded.current();
+                if loaded.stored == loaded.note && *named == current.number {
+                    return Ok(());
+                }
+                (current, loaded.take())
             };
-            if index <= self.durable_index() && *self.named() == current.number {
-                return Ok(());
-            }
-            let synced = self.generations.sync(current.number, &tree);
-            drop(tree);
-            let mut named = self.named();
-            if self.inner().loaded.number != current.number {
-                // Another one took its place meanwhile.
-                continue;
+            let key = self.generations.key();
+            let sealed = taken.note.seal(key);
+            let written = run::write(&taken.tree, taken.number, &taken.recent, sealed);
+            let synced = self.generations.sync(current.number, &taken.tree);
+            let index = taken.note.index();
+            {
+                let Inner { loaded, .. } = &mut *self.inner_mut();
+                if loaded.number != current.number {
+                    // Another one took its place meanwhile.
+                    continue;
+                }
+                let written = written.map_err(io::Error::other)?;
+                loaded.settle(written, taken.note).map_err(io::Error::other)?;
             }
             synced?;
             if *named != current.number {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use domain::{Broken, NewerFormat, Record, Records};
 use thiserror::Error;
 
-use crate::state::base::Base;
+use crate::state::loaded::Loaded;
 use crate::state::store::Store;
 
 /// Why a state can not be gone on from.
@@ -28,19 +28,13 @@ impl State {
     }
 }
 
-/// While a view is held, nothing is applied: look and let go. sled's iterators alone are no view of
-/// a point in time.
+/// While a view is held, nothing is applied: look and let go.
 #[derive(Debug)]
-pub struct View<'a> {
-    /// What changed since the base, or everything.
-    tree: &'a sled::Tree,
-    base: Option<&'a Base>,
-    index: u64,
-}
+pub struct View<'a>(&'a Loaded);
 
 impl<'a> View<'a> {
-    pub(super) fn new(tree: &'a sled::Tree, base: Option<&'a Base>, index: u64) -> Self {
-        Self { tree, base, index }
+    pub(super) fn new(loaded: &'a Loaded) -> Self {
+        Self(loaded)
     }
 
     /// Whether a replica that reads up to the format `most` reads this state.
@@ -52,17 +46,13 @@ impl<'a> View<'a> {
 
     /// The log is applied up to here.
     pub fn index(&self) -> u64 {
-        self.index
+        self.0.note.index()
     }
 }
 
 impl Records for View<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
-        match (self.tree.get(key).map_err(|error| broken(&error))?, self.base) {
-            (Some(value), _) => Ok(Some(value.to_vec())),
-            (None, Some(base)) => base.get(key),
-            (None, None) => Ok(None),
-        }
+        self.0.get(key)
     }
 
     fn scan(
@@ -71,29 +61,9 @@ impl Records for View<'_> {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<Record>, Broken> {
-        // The byte 0 begins our own note.
-        let first: &[u8] = if prefix.is_empty() { &[1] } else { prefix };
         // The least key that is greater than another ends in a zero byte more.
-        let start = after.filter(|after| *after >= first).map(|after| [after, &[0]].concat());
-        let start = start.as_deref().unwrap_or(first);
-        let mut changed = Vec::new();
-        for record in self.tree.range(start..) {
-            let (key, value) = record.map_err(|error| broken(&error))?;
-            if changed.len() == limit || !key.starts_with(prefix) {
-                break;
-            }
-            changed.push((key.to_vec(), value.to_vec()));
-        }
-        let Some(base) = self.base else { return Ok(changed) };
-        let mut merged = base.scan(prefix, start, limit)?;
-        if merged.is_empty() {
-            return Ok(changed);
-        }
-        // No key is in both: what sled holds is hidden in the base.
-        merged.append(&mut changed);
-        merged.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        merged.truncate(limit);
-        Ok(merged)
+        let start = after.filter(|after| *after >= prefix).map(|after| [after, &[0]].concat());
+        self.0.scan(prefix, start.as_deref().unwrap_or(prefix), limit)
     }
 }
 

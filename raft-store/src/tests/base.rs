@@ -20,6 +20,7 @@ enum Step {
     Commit(Changes),
     /// A snapshot is frozen, this is changed, and then it is built.
     Snapshot(Changes),
+    Flush,
     Reopen,
 }
 
@@ -56,7 +57,7 @@ impl Rig {
         self.index += 1;
         let mut note = self.store.note();
         note.applied = Some(log_id(1, self.index));
-        self.store.commit(changes, note).expect("it is committed");
+        self.store.commit(changes.clone(), note).expect("it is committed");
     }
 
     fn close(self) {
@@ -78,6 +79,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => changes(40).prop_map(Step::Commit),
         2 => changes(40).prop_map(Step::Snapshot),
+        2 => Just(Step::Flush),
         1 => Just(Step::Reopen),
     ]
 }
@@ -95,7 +97,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     #[test]
     fn a_state_on_snapshots_reads_like_a_map(
-        steps in prop::collection::vec(step(), 1..12),
+        steps in prop::collection::vec(step(), 1..16),
         prefix in prop::collection::vec(1_u8..4, 0..3),
         after in prop::option::of(key()),
         limit in 0_usize..20,
@@ -121,6 +123,7 @@ proptest! {
                         rig.shelf.stand_on(rig.store.base());
                     }
                 }
+                Step::Flush => rig.store.flush_now().expect("it is flushed"),
                 Step::Reopen => {
                     rig.close();
                     rig = Rig::open(dir.path());
@@ -149,7 +152,9 @@ fn what_is_hidden_at_the_front_is_skipped() {
     rig.commit(&(0..5_000).map(|number| (key(number), Some(vec![7]))).collect());
     let frozen = rig.store.freeze();
     build(&rig.store, &rig.shelf, &frozen).expect("it is built");
-    rig.commit(&(0..4_900).map(|number| (key(number), None)).collect());
+    rig.commit(&(0..2_500).map(|number| (key(number), None)).collect());
+    rig.store.flush_now().expect("it is flushed");
+    rig.commit(&(2_500..4_900).map(|number| (key(number), None)).collect());
     let first = rig.store.read(|view| view.scan(&[5], None, 1)).expect("it reads");
     assert_eq!(first, [(key(4_900), vec![7])]);
     rig.commit(&(4_900..5_000).map(|number| (key(number), None)).collect());
@@ -183,7 +188,7 @@ fn a_state_is_put_on_one_snapshot_after_another_while_it_changes() {
             let changes = (0..8).map(change).collect();
             (round, index) = ((round + 1) % 100_000, index + 1);
             let note = Note { applied: Some(log_id(1, index)), ..committing.note() };
-            committing.commit(&changes, note).expect("it is committed");
+            committing.commit(changes, note).expect("it is committed");
         }
     });
     for _ in 0..8 {
@@ -196,4 +201,115 @@ fn a_state_is_put_on_one_snapshot_after_another_while_it_changes() {
     committer.join().expect("no panic");
     build(&store, &shelf, &store.freeze()).expect("it is built");
     store.close();
+}
+
+fn value_of(round: u32) -> Vec<u8> {
+    round.to_be_bytes().to_vec()
+}
+
+/// Ends a thread that looks at it, whether or not the test went well.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whoever changes records finds out where they are before it takes the lock, and they may have moved
+/// by then: into a run, or onto a snapshot.
+#[test]
+fn records_may_move_while_they_are_changed() {
+    const KEYS: u32 = 300;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rig = Rig::open(dir.path());
+    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
+    let (store, stop) = (Arc::clone(&rig.store), AtomicBool::new(false));
+    let rounds = std::thread::scope(|threads| {
+        let _stop = AtEnd(&stop);
+        threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                store.flush_now().expect("it is flushed");
+            }
+        });
+        let mut rounds = 0_u32;
+        for _ in 0..4 {
+            let frozen = rig.store.freeze();
+            let building = threads.spawn({
+                let (store, shelf) = (Arc::clone(&store), &rig.shelf);
+                move || build(&store, shelf, &frozen).map(drop)
+            });
+            let mut index = rig.index;
+            while !building.is_finished() || !rounds.is_multiple_of(50) {
+                index += 1;
+                rounds += 1;
+                let kept = |number: &u32| !(number + rounds).is_multiple_of(7);
+                let value = |number: u32| kept(&number).then(|| value_of(rounds));
+                let changes = (0..KEYS).filter(|number| (number + rounds).is_multiple_of(3));
+                let changes = changes.map(|number| (key(number), value(number))).collect();
+                let mut note = rig.store.note();
+                note.applied = Some(log_id(1, index));
+                rig.store.commit(changes, note).expect("it is committed");
+            }
+            rig.index = index;
+            building.join().expect("no panic").expect("it is built");
+        }
+        rounds
+    });
+    let mut model = BTreeMap::new();
+    for rounds in 1..=rounds {
+        for number in (0..KEYS).filter(|number| (number + rounds).is_multiple_of(3)) {
+            if (number + rounds).is_multiple_of(7) {
+                model.remove(&key(number));
+            } else {
+                model.insert(key(number), value_of(rounds));
+            }
+        }
+    }
+    let model: Vec<_> = model.into_iter().collect();
+    let all = |rig: &Rig| rig.store.read(|view| view.scan(&[], None, usize::MAX));
+    assert_eq!(all(&rig).expect("it reads"), model);
+    drop(store);
+    rig.close();
+    // Which also compares the digest.
+    let rig = Rig::open(dir.path());
+    assert_eq!(all(&rig).expect("it reads"), model);
+    rig.close();
+}
+
+/// sled takes in a run in several batches: after a crash between them there is a part of one.
+#[test]
+fn a_run_that_was_cut_off_never_was() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rig = Rig::open(dir.path());
+    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
+    let changes: Changes = (0..5_000).map(|number| (key(number), Some(value_of(1)))).collect();
+    rig.commit(&changes);
+    rig.store.flush_now().expect("it is flushed");
+    let generation = dir.path().join("state/gen-000001");
+    rig.close();
+    let parts = |tree: &sled::Db| tree.scan_prefix([0, 2]).keys().count();
+    let (before, of_another) = {
+        let tree =
+            sled::Config::new().path(&generation).cache_capacity(1 << 20).open().expect("it opens");
+        let before = parts(&tree);
+        for part in tree.scan_prefix([0, 2]) {
+            let (key, body) = part.expect("it reads");
+            let mut key = key.to_vec();
+            key[5] += 1;
+            tree.insert(key, body).expect("it is written");
+        }
+        tree.flush().expect("it is flushed");
+        (before, parts(&tree))
+    };
+    assert!(before > 5 && of_another == 2 * before, "{before}, {of_another}");
+    let mut rig = Rig::open(dir.path());
+    // A shorter one by the same number.
+    rig.commit(&[(key(7), None)].into());
+    rig.close();
+    let rig = Rig::open(dir.path());
+    let found = rig.store.read(|view| view.scan(&[], None, usize::MAX)).expect("it reads");
+    assert_eq!(found.len(), 4_999);
+    assert!(found.iter().all(|(name, value)| changes[name].as_ref() == Some(value)));
+    rig.close();
 }

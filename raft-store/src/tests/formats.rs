@@ -161,7 +161,8 @@ fn a_state_of_a_newer_format_is_refused() {
     let cluster = opened.store.read(|view| view::cluster(view)).expect("it reads");
     let newer = domain::Cluster { format: 99, ..cluster.expect("there is one") };
     let changes = [(vec![17], Some(domain::encode(&newer)))].into();
-    opened.store.commit(&changes, opened.store.note()).expect("it is written");
+    opened.store.commit(changes, opened.store.note()).expect("it is made");
+    opened.store.flush_now().expect("it is written");
     opened.store.close();
     drop(opened);
     for (format_max, found) in [(FORMAT, 99), (98, 99)] {
