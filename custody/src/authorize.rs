@@ -49,6 +49,9 @@ pub struct Caller {
 #[derive(Debug)]
 pub(crate) struct Grant<V> {
     pub(crate) caller: Caller,
+    /// The view was current if this node leads in this term, which nothing but a commit in this
+    /// very term proves. `None` after a barrier.
+    pub(crate) term: Option<u64>,
     verb: PhantomData<V>,
 }
 
@@ -60,7 +63,7 @@ pub(crate) fn grant<V: Verb>(
 ) -> Result<Grant<V>, Error> {
     let caller = authenticate(records, &context.credential, now)?;
     if V::ALLOWED.iter().any(|role| caller.roles.contains(role)) {
-        Ok(Grant { caller, verb: PhantomData })
+        Ok(Grant { caller, term: None, verb: PhantomData })
     } else {
         Err(Error::Forbidden)
     }

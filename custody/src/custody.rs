@@ -233,6 +233,30 @@ impl Custody {
         })
     }
 
+    /// The same for a change, without the barrier: the grant holds only for what is committed in the
+    /// term that it carries, and that commit proves what the barrier would have proved.
+    ///
+    /// What is refused is not committed, so it is looked at again after a barrier; `look` may be
+    /// called twice.
+    pub(crate) async fn facts_to_commit<V: Verb, T>(
+        &self,
+        context: &Context,
+        look: impl Fn(&View<'_>) -> Result<T, Error>,
+    ) -> Result<(Grant<V>, T), Error> {
+        let leading = self.0.replica.read_leading(|view| {
+            let grant = grant::<V>(view, context, now())?;
+            Ok::<_, Error>((grant, look(view)?))
+        });
+        if let Some((term, Ok((mut grant, value)))) = leading
+            && !context.dry_run
+        {
+            grant.term = Some(term);
+            return Ok((grant, value));
+        }
+        let (grant, seen) = self.facts(context, |view, _| look(view)).await?;
+        Ok((grant, seen.value))
+    }
+
     /// On the leader: an index that holds everything acknowledged before.
     pub(crate) async fn barrier(&self) -> Result<u64, Error> {
         Ok(self.0.replica.barrier(Instant::now() + BARRIER).await?)

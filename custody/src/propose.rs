@@ -3,7 +3,8 @@
 use domain::{Answer, Change, Command, Principal, Reject, Revision, Time};
 use tokio::time::Instant;
 
-use crate::{Caller, Changed, Context, Custody, Error};
+use crate::authorize::Grant;
+use crate::{Changed, Context, Custody, Error};
 
 /// How often a change is made anew when the state moved under it.
 pub(crate) const TRIES: usize = 4;
@@ -11,16 +12,16 @@ pub(crate) const TRIES: usize = 4;
 impl Custody {
     /// Proposes a caller's change. Only rejections come back as [`Reject`] in `Ok(Err(..))`, for the
     /// verb to repeat what a race made stale.
-    pub(crate) async fn propose(
+    pub(crate) async fn propose<V>(
         &self,
         context: &Context,
-        caller: &Caller,
+        grant: &Grant<V>,
         change: Change,
     ) -> Result<Result<Changed<domain::Receipt>, Reject>, Error> {
         let mut command = Command {
             at: now(),
             operation: context.operation,
-            by: caller.principal.clone(),
+            by: grant.caller.principal.clone(),
             idempotency: context.idempotency(self.lineage()),
             change,
         };
@@ -29,7 +30,11 @@ impl Custody {
             if context.dry_run {
                 return self.dry_run(&command);
             }
-            let committed = self.replica().propose(command.clone(), context.deadline).await?;
+            let (replica, told) = (self.replica(), command.clone());
+            let committed = match grant.term {
+                Some(term) => replica.propose_in_term(term, told, context.deadline).await?,
+                None => replica.propose(told, context.deadline).await?,
+            };
             match committed.outcome {
                 Ok(Answer { receipt, replayed }) => {
                     let revision = revision(&receipt);
@@ -47,13 +52,13 @@ impl Custody {
     }
 
     /// Proposes and turns a rejection into the caller's answer.
-    pub(crate) async fn commit(
+    pub(crate) async fn commit<V>(
         &self,
         context: &Context,
-        caller: &Caller,
+        grant: &Grant<V>,
         change: Change,
     ) -> Result<Changed<domain::Receipt>, Error> {
-        Ok(self.propose(context, caller, change).await??)
+        Ok(self.propose(context, grant, change).await??)
     }
 
     /// Proposes a change of the cluster's own.

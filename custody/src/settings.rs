@@ -16,7 +16,7 @@ impl Custody {
         patch: SettingsPatch,
     ) -> Result<Changed<Settings>, Error> {
         let grant = self.admit::<ChangeCluster>(context).await?;
-        let done = self.commit(context, &grant.caller, Change::PatchSettings(patch)).await?;
+        let done = self.commit(context, &grant, Change::PatchSettings(patch)).await?;
         match done.value {
             Receipt::Settings(settings, _) => Ok(Changed {
                 value: *settings,

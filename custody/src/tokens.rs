@@ -49,7 +49,7 @@ impl Custody {
         }
         let Minted { id, text, digest } = mint("sr", "")?;
         let change = Change::CreateToken { id, name: name.into(), digest, roles, ttl };
-        let done = self.commit(context, &grant.caller, change).await?;
+        let done = self.commit(context, &grant, change).await?;
         let replayed = done.replayed;
         let Receipt::Token(token) = done.value else { return Err(unexpected(&done.value)) };
         Ok(Changed { value: (*token, text), revision: None, replayed, index: done.index })
@@ -78,7 +78,7 @@ impl Custody {
 
     pub async fn revoke_token(&self, context: &Context, id: TokenId) -> Result<Changed<()>, Error> {
         let grant = self.admit::<ChangeTokens>(context).await?;
-        let done = self.commit(context, &grant.caller, Change::RevokeToken { id }).await?;
+        let done = self.commit(context, &grant, Change::RevokeToken { id }).await?;
         Ok(done.map(|_| ()))
     }
 }

@@ -53,6 +53,16 @@ pub fn length(algorithm: Algorithm) -> u16 {
     }
 }
 
+/// Makes a key of the slot's random numbers and wraps it under an epoch of the KEK, in the slot.
+pub async fn make(slot: &Slot, epoch: &KekEpoch, bound: &Bound) -> Result<Wrapped, Error> {
+    let place = bound.place();
+    let kek = Kek { id: epoch.kek.0, epoch: epoch.epoch.0 };
+    let aad = crypto::wrapped::aad(kek, &place);
+    let length = usize::from(place.length);
+    let sealed = slot.make_wrapped(hsm::KekId(epoch.kek.0), length, aad).await?;
+    Ok(Wrapped { epoch: epoch.epoch, blob: crypto::wrapped::assemble(kek, &sealed)? })
+}
+
 /// Wraps a key under an epoch of the KEK, in the slot.
 pub async fn wrap(
     slot: &Slot,

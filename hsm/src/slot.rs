@@ -136,6 +136,21 @@ impl Slot {
         .await
     }
 
+    /// Makes a key of the token's random bytes and wraps it, as [`Slot::wrap`] does, in one call.
+    pub async fn make_wrapped(
+        &self,
+        kek: KekId,
+        length: usize,
+        aad: Vec<u8>,
+    ) -> Result<Vec<u8>, HsmError> {
+        let pool = Arc::clone(&self.pool.0);
+        self.call("make_wrapped", move |session| {
+            let key = session.random(length)?;
+            session.wrap(kek, &key, &aad).map_err(|fault| pool.sure(session, kek, fault))
+        })
+        .await
+    }
+
     /// Unwraps `iv 12 | ciphertext | tag 16`. [`HsmError::Integrity`] means that this blob is bad:
     /// the device was asked for its canary, and opened it.
     pub async fn unwrap(

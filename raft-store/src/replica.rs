@@ -187,6 +187,17 @@ impl Replica {
         self.0.store.read(look)
     }
 
+    /// Looks at the records, with the term, if this node leads as far as it knows and has applied
+    /// everything that was acknowledged before its term.
+    ///
+    /// By itself it proves nothing: another node may lead by now, and have acknowledged what is not
+    /// here. But then nothing that is proposed from now on is committed in this term, so whoever
+    /// decides on what it saw and asks [`Replica::propose_in_term`] needs no barrier.
+    pub fn read_leading<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> Option<(u64, T)> {
+        let term = self.leading().ok()?;
+        self.0.store.read_if_applied_in(term, look).map(|seen| (term, seen))
+    }
+
     pub fn status(&self) -> Status {
         let metrics = self.0.raft.metrics().borrow_watched().clone();
         let note = self.0.store.note();

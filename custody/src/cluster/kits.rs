@@ -149,7 +149,7 @@ impl Custody {
             return Err(Error::Invalid("the kit's key is no RSA key of 3072 to 8192 bits".into()));
         }
         let kit = Box::new(Kit { statement, signatures, pinned_at: Time::default() });
-        let done = self.commit(context, &grant.caller, Change::PinKit { kit }).await?;
+        let done = self.commit(context, &grant, Change::PinKit { kit }).await?;
         self.cluster_state().wake.notify_one();
         statement_of(done)
     }
@@ -161,7 +161,7 @@ impl Custody {
         id: KitId,
     ) -> Result<Changed<KitStatement>, Error> {
         let grant = self.admit::<ChangeCluster>(context).await?;
-        let done = self.commit(context, &grant.caller, Change::DropKit { id }).await?;
+        let done = self.commit(context, &grant, Change::DropKit { id }).await?;
         self.cluster_state().wake.notify_one();
         statement_of(done)
     }

@@ -60,7 +60,7 @@ impl Custody {
         let NewJoinToken { name, name_pattern, zone, vote, uses, ttl } = new;
         let change =
             Change::CreateJoinToken { id, digest, name, name_pattern, zone, vote, uses, ttl };
-        let done = self.commit(context, &grant.caller, change).await?;
+        let done = self.commit(context, &grant, change).await?;
         let Receipt::JoinToken(token) = done.value else { return Err(unexpected(&done.value)) };
         Ok(Changed {
             value: (*token, text),
@@ -96,7 +96,7 @@ impl Custody {
             return Err(Error::Cryptographic);
         }
         let change = Change::ApproveJoin { node, statement, signatures };
-        let done = self.commit(context, &grant.caller, change).await?;
+        let done = self.commit(context, &grant, change).await?;
         self.cluster_state().wake.notify_one();
         member_of(done)
     }
@@ -117,7 +117,7 @@ impl Custody {
         let change = Change::SetStanding { node, standing: Standing::Removed };
         if seen.value.standing == Standing::Removed {
             // The log knows whether it was this very request that did it.
-            let done = self.propose(context, &grant.caller, change).await?;
+            let done = self.propose(context, &grant, change).await?;
             return member_of(done.map_err(|_| gone())?);
         }
         let survey = self.survey().await?;
@@ -140,7 +140,7 @@ impl Custody {
                 return Err(Error::WrongState("no other node is fit to lead".into()));
             }
         }
-        let done = self.commit(context, &grant.caller, change).await?;
+        let done = self.commit(context, &grant, change).await?;
         self.cluster_state().wake.notify_one();
         self.peers().forget(node.0);
         member_of(done)
@@ -167,7 +167,7 @@ impl Custody {
     ) -> Result<Changed<Member>, Error> {
         let grant = self.admit::<ChangeCluster>(context).await?;
         let change = Change::SetStanding { node, standing };
-        member_of(self.commit(context, &grant.caller, change).await?)
+        member_of(self.commit(context, &grant, change).await?)
     }
 
     /// Has another voter lead: the one named, or the one that can do it best.
@@ -219,7 +219,7 @@ impl Custody {
         }
         let facts = self.gather().await?.ok_or(Error::NotLeader { leader: None })?;
         let new = self.new_epoch(&facts).await?;
-        let done = self.commit(context, &grant.caller, new).await?;
+        let done = self.commit(context, &grant, new).await?;
         self.cluster_state().wake.notify_one();
         let Receipt::Epoch(epoch) = done.value else { return Err(unexpected(&done.value)) };
         Ok(Changed { value: *epoch, revision: None, replayed: done.replayed, index: done.index })

@@ -98,7 +98,7 @@ impl Custody {
     ) -> Result<Changed<Key>, Error> {
         let grant = self.admit::<ChangeKeys>(context).await?;
         let change = change(target(context, name));
-        let done = key_of(self.commit(context, &grant.caller, change).await?)?;
+        let done = key_of(self.commit(context, &grant, change).await?)?;
         if done.value.state != domain::KeyState::Enabled {
             self.cache().drop_key(done.value.id);
         }
@@ -114,7 +114,7 @@ impl Custody {
         let grant = self.admit::<ChangeKeys>(context).await?;
         let change = change(target(context, name));
         let Changed { value, revision, replayed, index } =
-            self.commit(context, &grant.caller, change).await?;
+            self.commit(context, &grant, change).await?;
         match value {
             Receipt::Version { key, version } => {
                 self.cache().drop_key(key);

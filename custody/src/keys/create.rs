@@ -22,9 +22,8 @@ impl Custody {
 
         let mut last = None;
         for _ in 0..TRIES {
-            let (grant, seen) =
-                self.facts::<ChangeKeys, _>(context, |view, _| active_epoch(view)).await?;
-            let epoch = seen.value;
+            let (grant, epoch) =
+                self.facts_to_commit::<ChangeKeys, _>(context, |view| active_epoch(view)).await?;
             let id = KeyId(random_id()?);
             let wrapped = if context.dry_run {
                 Wrapped { epoch: epoch.epoch, blob: Vec::new() }
@@ -38,9 +37,7 @@ impl Custody {
                     exportable: new.exportable,
                 };
                 self.must_unwrap()?;
-                let length = usize::from(wrapping::length(new.algorithm));
-                let bytes = self.slot().random(length).await?;
-                wrapping::wrap(self.slot(), &epoch, &bound, bytes).await?
+                wrapping::make(self.slot(), &epoch, &bound).await?
             };
             let change = Change::CreateKey(Box::new(CreateKey {
                 namespace: context.namespace.clone(),
@@ -55,7 +52,7 @@ impl Custody {
                 deletion_protection: new.deletion_protection,
                 wrapped,
             }));
-            match self.propose(context, &grant.caller, change).await? {
+            match self.propose(context, &grant, change).await? {
                 Ok(done) => return key_of(done),
                 // A new epoch was activated meanwhile: wrap again.
                 Err(reject @ Reject::StaleEpoch { .. }) => last = Some(reject),

@@ -14,12 +14,11 @@ impl Custody {
     pub async fn rotate_key(&self, context: &Context, name: &str) -> Result<Changed<Key>, Error> {
         let mut last = None;
         for _ in 0..TRIES {
-            let (grant, seen) = self
-                .facts::<ChangeKeys, _>(context, |view, _| {
+            let (grant, (key, epoch)) = self
+                .facts_to_commit::<ChangeKeys, _>(context, |view| {
                     Ok((named(view, context, name)?, active_epoch(view)?))
                 })
                 .await?;
-            let (key, epoch) = seen.value;
             let wrapped = if context.dry_run {
                 Wrapped { epoch: epoch.epoch, blob: Vec::new() }
             } else {
@@ -31,7 +30,7 @@ impl Custody {
                 revision: context.if_match,
             };
             let change = Change::RotateKey { target, from: key.primary, wrapped };
-            match self.propose(context, &grant.caller, change).await? {
+            match self.propose(context, &grant, change).await? {
                 Ok(done) => return key_of(done),
                 // Somebody else rotated, or a new epoch was activated: make it anew.
                 Err(reject @ (Reject::StaleEpoch { .. } | Reject::StaleVersion { .. })) => {
@@ -73,9 +72,7 @@ impl Custody {
         epoch: &domain::KekEpoch,
     ) -> Result<Wrapped, Error> {
         self.must_unwrap()?;
-        let length = usize::from(wrapping::length(key.algorithm));
-        let bytes = self.slot().random(length).await?;
         let bound = Bound::of(self.lineage(), key, key.primary.next());
-        wrapping::wrap(self.slot(), epoch, &bound, bytes).await
+        wrapping::make(self.slot(), epoch, &bound).await
     }
 }

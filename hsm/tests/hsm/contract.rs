@@ -65,6 +65,14 @@ async fn a_kek_travels_and_opens_what_the_other_wrapped(ours: &Slot, theirs: &Sl
     opened.expose(|key| assert_eq!(key, b"a data key"));
     let again = ours.wrap(KEK, secret(b"a data key"), b"its place".to_vec()).await?;
     assert_ne!(again[..12], sealed[..12], "every wrap has its own IV");
+
+    let mut made = Vec::new();
+    for _ in 0..2 {
+        let sealed = ours.make_wrapped(KEK, 32, b"its place".to_vec()).await?;
+        let opened = theirs.unwrap(KEK, sealed, b"its place".to_vec()).await?;
+        made.push(opened.expose(<[u8]>::to_vec));
+    }
+    assert!(made[0].len() == 32 && made[0] != made[1], "every key is another");
     Ok(())
 }
 

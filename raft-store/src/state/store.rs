@@ -23,6 +23,7 @@ use crate::state::note::{NOTE_KEY, Note};
 use crate::state::pass::Pass;
 use crate::state::run;
 use crate::state::view::View;
+use crate::types::term_of;
 
 /// What is in memory only is written as a run when it takes so much there. It is what a start applies
 /// once more after a kill.
@@ -87,6 +88,17 @@ impl Store {
     pub(crate) fn read<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {
         let inner = self.inner();
         look(&inner.loaded.view())
+    }
+
+    /// The same, if the last entry that was applied is of this term.
+    pub(crate) fn read_if_applied_in<T>(
+        &self,
+        term: u64,
+        look: impl FnOnce(&View<'_>) -> T,
+    ) -> Option<T> {
+        let inner = self.inner();
+        let applied = inner.loaded.note.applied.as_ref();
+        (term_of(applied) == term).then(|| look(&inner.loaded.view()))
     }
 
     pub(crate) fn note(&self) -> Note {
