@@ -198,8 +198,7 @@ impl Handler {
         let taking = async {
             let turn = Arc::clone(&self.uploads.turn).lock_owned().await;
             let aside = Aside { shelf: Arc::clone(&self.shelf), path: self.shelf.aside() };
-            self.write(&aside.path, &mut body).await?;
-            Ok::<_, Refusal>((turn, aside))
+            Ok::<_, Refusal>((turn, self.write(aside, &mut body).await?))
         };
         let (turn, aside) = tokio::select! {
             () = superseded => {
@@ -218,10 +217,13 @@ impl Handler {
         installed.unwrap_or_else(|error| Err(Refusal::Unavailable(error.to_string())))
     }
 
-    async fn write(&self, path: &Path, body: &mut Incoming) -> Result<(), Refusal> {
-        let (shelf, path) = (Arc::clone(&self.shelf), path.to_path_buf());
-        let file = in_background(move || Writer::create(shelf.disk(), &path)).await;
-        let mut file = file.map_err(|error| unavailable(&error))?;
+    async fn write(&self, aside: Aside, body: &mut Incoming) -> Result<Aside, Refusal> {
+        // The file may come into being after nobody waits for it any more: `aside` goes with it.
+        let made = in_background(move || {
+            let file = Writer::create(aside.shelf.disk(), &aside.path)?;
+            Ok((aside, file))
+        });
+        let (aside, mut file) = made.await.map_err(|error| unavailable(&error))?;
         loop {
             if !self.room.fits(0) {
                 return Err(Refusal::StorageFull);
@@ -232,7 +234,8 @@ impl Handler {
             let written = in_background(move || file.write_all(&chunk).map(|()| file)).await;
             file = written.map_err(|error| unavailable(&error))?;
         }
-        in_background(move || file.finish()).await.map_err(|error| unavailable(&error))
+        in_background(move || file.finish()).await.map_err(|error| unavailable(&error))?;
+        Ok(aside)
     }
 
     async fn install(&self, aside: &Path, header: SnapshotHeader) -> Result<Bytes, Refusal> {
