@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use client::{Client, Error, Request, Response};
+use client::{Client, Error, Repeat, Request, Response};
 use hdrhistogram::Histogram;
 use http::Method;
 use serde::Serialize;
@@ -277,7 +277,7 @@ async fn work(
 
 async fn create(client: &Client, name: String) -> Result<Response, Error> {
     let body = CreateKey { name, ..CreateKey::default() };
-    client.send(Request::change(Method::POST, "/v1/keys")?.json(&body)?).await
+    client.send(Request::new(Method::POST, "/v1/keys", Repeat::Never).json(&body)?).await
 }
 
 impl Tally {

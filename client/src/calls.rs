@@ -15,7 +15,7 @@ use wire::{
 };
 
 use crate::request::{Answered, encode};
-use crate::{Client, Download, Error, Request};
+use crate::{Client, Download, Error, Repeat, Request};
 
 /// What became of each item of a batch, in its order.
 type Results<T> = Vec<Result<T, Problem>>;
@@ -53,7 +53,7 @@ impl Client {
     }
 
     pub async fn remove_node(&self, node: NodeId, force: bool) -> Result<(), Error> {
-        let mut request = Request::change(Method::DELETE, format!("/v1/cluster/nodes/{node}"))?;
+        let mut request = self.changing(Method::DELETE, format!("/v1/cluster/nodes/{node}"))?;
         if force {
             request = request.query("force", true);
         }
@@ -113,7 +113,7 @@ impl Client {
     }
 
     pub async fn update_settings(&self, patch: &SettingsPatch) -> Result<Settings, Error> {
-        let request = Request::change(Method::PATCH, "/v1/cluster/settings")?.json(patch)?;
+        let request = self.changing(Method::PATCH, "/v1/cluster/settings")?.json(patch)?;
         Ok(self.call(request).await?.value)
     }
 
@@ -129,7 +129,7 @@ impl Client {
 
     pub async fn drop_recovery_kit(&self, id: &str) -> Result<(), Error> {
         let path = format!("/v1/cluster/recovery-kits/{}", encode(id));
-        self.call::<IgnoredAny>(Request::change(Method::DELETE, path)?).await.map(drop)
+        self.call::<IgnoredAny>(self.changing(Method::DELETE, path)?).await.map(drop)
     }
 
     pub async fn create_token(&self, body: &CreateToken) -> Result<CreatedToken, Error> {
@@ -157,7 +157,7 @@ impl Client {
     }
 
     pub async fn revoke_token(&self, id: &str) -> Result<(), Error> {
-        let request = Request::change(Method::DELETE, format!("/v1/tokens/{}", encode(id)))?;
+        let request = self.changing(Method::DELETE, format!("/v1/tokens/{}", encode(id)))?;
         self.call::<IgnoredAny>(request).await.map(drop)
     }
 }
@@ -222,7 +222,7 @@ impl Client {
     }
 
     pub async fn update_key(&self, name: &str, patch: &UpdateKey) -> Result<Key, Error> {
-        let request = Request::change(Method::PATCH, key_path(name, ""))?.json(patch)?;
+        let request = self.changing(Method::PATCH, key_path(name, ""))?.json(patch)?;
         Ok(self.call(request).await?.value)
     }
 
@@ -383,12 +383,21 @@ impl Client {
         }
     }
 
+    /// A change. Who asks one node once never repeats it, and takes up none of the idempotency keys
+    /// that a principal may have in a day.
+    fn changing(&self, method: Method, path: impl Into<String>) -> Result<Request, Error> {
+        match self.pinned {
+            Some(_) => Ok(Request::new(method, path, Repeat::Never)),
+            None => Request::change(method, path),
+        }
+    }
+
     async fn change<B, T>(&self, path: &str, body: Option<&B>) -> Result<T, Error>
     where
         B: serde::Serialize,
         T: DeserializeOwned,
     {
-        let mut request = Request::change(Method::POST, path)?;
+        let mut request = self.changing(Method::POST, path)?;
         if let Some(body) = body {
             request = request.json(body)?;
         }
