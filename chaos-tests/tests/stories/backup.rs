@@ -51,8 +51,13 @@ impl Load {
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let begun = Arc::new(AtomicUsize::new(0));
         let mut running = JoinSet::new();
-        for _ in 0..callers {
-            let (client, stop, made) = (client.clone(), Arc::clone(&stop), Arc::clone(&made));
+        for caller in 0..callers as usize {
+            // Each at its node, without an idempotency key: a principal has ten thousand a day.
+            let (client, stop, made) = (
+                client.pinned(caller % client.addresses().len()),
+                Arc::clone(&stop),
+                Arc::clone(&made),
+            );
             let begun = Arc::clone(&begun);
             running.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {

@@ -39,6 +39,7 @@ enum Then {
 }
 
 const LOG: &str = "*/replica/log/*";
+/// Written when the state is put on a snapshot, at the latest.
 const SLED: &str = "*/replica/state/gen-*/db";
 const SNAPSHOT: &str = "*/replica/snapshots/*";
 const EIO: &str = "Input/output error";
@@ -49,21 +50,21 @@ const CAN_NOT: &str = "the replica can not go on";
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     Row { says: "a sync of the log fails, leader", leads: true, fault: Fault::SyncFails, pattern: LOG, by: By::Changes, then: Then::Stops(&["the log has stopped", EIO, CAN_NOT]) },
-    Row { says: "a sync of sled fails", leads: false, fault: Fault::FdatasyncFails, pattern: SLED, by: By::Changes, then: Then::Stops(&["the state can not be made durable", EIO, CAN_NOT]) },
+    Row { says: "a sync of sled fails", leads: true, fault: Fault::FdatasyncFails, pattern: SLED, by: By::Snapshot, then: Then::Stops(&[EIO, CAN_NOT]) },
     Row { says: "syncs are slow, leader", leads: true, fault: Fault::SyncIsSlow, pattern: "*/replica/*", by: By::Changes, then: Then::GoesOn },
     Row { says: "a write to the log is torn", leads: false, fault: Fault::Torn, pattern: LOG, by: By::Changes, then: Then::Dies },
     Row { says: "no room for a snapshot", leads: true, fault: Fault::NoSpace, pattern: SNAPSHOT, by: By::Snapshot, then: Then::GoesOn },
-    Row { says: "a write to sled is torn", leads: true, fault: Fault::Torn, pattern: SLED, by: By::Changes, then: Then::Dies },
+    Row { says: "a write to sled is torn", leads: true, fault: Fault::Torn, pattern: SLED, by: By::Snapshot, then: Then::Dies },
     Row { says: "a sync of the log fails, follower", leads: false, fault: Fault::SyncFails, pattern: LOG, by: By::Changes, then: Then::Stops(&["the log has stopped", EIO, CAN_NOT]) },
-    Row { says: "a sync of sled fails, leader", leads: true, fault: Fault::SyncFails, pattern: SLED, by: By::Changes, then: Then::Stops(&[EIO, CAN_NOT]) },
+    Row { says: "any sync of sled fails", leads: true, fault: Fault::SyncFails, pattern: SLED, by: By::Snapshot, then: Then::Stops(&[EIO, CAN_NOT]) },
     Row { says: "a sync of a snapshot fails", leads: true, fault: Fault::SyncFails, pattern: SNAPSHOT, by: By::Snapshot, then: Then::Stops(&["a snapshot can not be built", EIO, CAN_NOT]) },
     Row { says: "a sync of the snapshots' directory fails", leads: true, fault: Fault::SyncFails, pattern: "*/replica/snapshots", by: By::Snapshot, then: Then::Stops(&["a snapshot can not be built", EIO, CAN_NOT]) },
     Row { says: "a rename of a snapshot fails", leads: true, fault: Fault::RenameFails, pattern: SNAPSHOT, by: By::Snapshot, then: Then::Stops(&["a snapshot can not be built", EIO, CAN_NOT]) },
     Row { says: "a write of a snapshot is torn", leads: true, fault: Fault::Torn, pattern: SNAPSHOT, by: By::Snapshot, then: Then::Dies },
     Row { says: "no room for the log", leads: false, fault: Fault::NoSpace, pattern: LOG, by: By::Changes, then: Then::Stops(&["the log has stopped", NO_SPACE, CAN_NOT]) },
-    Row { says: "no room for sled", leads: false, fault: Fault::NoSpace, pattern: SLED, by: By::Changes, then: Then::Stops(&[NO_SPACE, CAN_NOT]) },
+    Row { says: "no room for sled", leads: true, fault: Fault::NoSpace, pattern: SLED, by: By::Snapshot, then: Then::Stops(&[NO_SPACE, CAN_NOT]) },
     Row { says: "a write to the log fails, leader", leads: true, fault: Fault::WriteFails, pattern: LOG, by: By::Changes, then: Then::Stops(&["the log has stopped", EIO, CAN_NOT]) },
-    Row { says: "a write to sled fails, leader", leads: true, fault: Fault::WriteFails, pattern: SLED, by: By::Changes, then: Then::Stops(&[EIO, CAN_NOT]) },
+    Row { says: "a write to sled fails", leads: true, fault: Fault::WriteFails, pattern: SLED, by: By::Snapshot, then: Then::Stops(&[EIO, CAN_NOT]) },
     Row { says: "syncs are slow, follower", leads: false, fault: Fault::SyncIsSlow, pattern: "*/replica/*", by: By::Changes, then: Then::GoesOn },
 ];
 

@@ -32,8 +32,10 @@ impl Work {
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let begun = Arc::new(AtomicUsize::new(0));
         let mut running = JoinSet::new();
-        for _ in 0..callers {
-            let (client, stop) = (client.clone(), Arc::clone(&stop));
+        for caller in 0..callers as usize {
+            // Each at its node, without an idempotency key: a principal has ten thousand a day.
+            let (client, stop) =
+                (client.pinned(caller % client.addresses().len()), Arc::clone(&stop));
             let (begun, made) = (Arc::clone(&begun), Arc::clone(&made));
             running.spawn(async move {
                 let mut values = BTreeMap::new();
