@@ -277,6 +277,9 @@ fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
         // It is the leader's lease as well.
         election_timeout_max: millis(config.election_max),
         enable_pre_vote: Some(true),
+        // A leader sends entries on before its own disk has them. One that was killed then may have
+        // lost what the others took: in the same term it would put something else in its place.
+        enable_leader_restore: Some(false),
         // A message is bounded by bytes, in `LogStore`.
         max_payload_entries: 1024,
         // Snapshots and purges are ours to decide: by bytes, and by what is kept of them.

@@ -163,3 +163,19 @@ async fn a_removed_member_has_no_say() {
     assert!(status.learners.is_empty());
     replicas[0].propose(create_key(1), soon()).await.expect("it is committed");
 }
+
+/// Its log may have lost what it had sent to the others, and they tell entries apart by their terms.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_led_and_was_killed_leads_no_more_in_that_term() {
+    let mut house = House::new(1);
+    let replica = house.form().await.remove(0);
+    for number in 1..=3 {
+        let term = leader_of(&[house.replica(1)]).await.status().term;
+        house.replica(1).propose(create_key(number), soon()).await.expect("it is committed");
+        house.kill(1);
+        let (again, _) = house.open(1).await.expect("it comes back");
+        let leader = leader_of(&[again]).await;
+        assert!(leader.status().term > term, "{:?}", leader.status());
+    }
+    drop(replica);
+}
