@@ -192,12 +192,14 @@ impl Kept {
     }
 }
 
-/// Whether someone whose last vote is `vote` can have given `given` before.
+/// Whether someone whose last vote is `vote` can have given `given` before. Who voted for one candidate
+/// and then hears another one that was elected in the same term notes that leader instead.
 fn reaches(vote: &Vote, given: &Vote) -> bool {
+    let elected = vote.committed && !given.committed;
     let (vote, given) = (vote.leader_id(), given.leader_id());
     match vote.term.cmp(&given.term) {
         Ordering::Greater => true,
-        Ordering::Equal => vote.voted_for == given.voted_for,
+        Ordering::Equal => elected || vote.voted_for == given.voted_for,
         Ordering::Less => false,
     }
 }
@@ -240,6 +242,8 @@ mod tests {
         assert!(reaches(&Vote::new_committed(2, 1), &vote(2, 1)));
         assert!(reaches(&vote(3, 2), &vote(2, 1)));
         assert!(!reaches(&vote(2, 2), &vote(2, 1)));
+        assert!(!reaches(&vote(2, 2), &Vote::new_committed(2, 1)));
         assert!(!reaches(&vote(1, 1), &vote(2, 1)));
+        assert!(reaches(&Vote::new_committed(2, 2), &vote(2, 1)), "the other one was elected");
     }
 }
