@@ -34,11 +34,14 @@ async fn a_survivor_makes_a_new_cluster() {
 
     refuses(&cluster, survivor, &[], "is in use by another strongroom server").await;
     cluster.kill(survivor);
+    cluster.await_end(survivor).await;
     refuses(&cluster, survivor, &[], "with this node that is a quorum").await;
     cluster.kill(other);
+    cluster.await_end(other).await;
     let here = format!("an answer came from {}", cluster.nodes[last].name);
     refuses(&cluster, survivor, &[], &here).await;
     cluster.kill(last);
+    cluster.await_end(last).await;
     let both = [&*cluster.nodes[other].name, &cluster.nodes[last].name].map(str::to_owned);
     refuses(&cluster, survivor, &[], "does not say that nothing is left there").await;
     let one = [both[0].clone()];
