@@ -5,8 +5,7 @@
 //! 0 2 | number u32 | 1 | part u32    records in the order of their keys, like a chunk of a snapshot
 //! 0 3                                the number of the last run that is whole
 //! ```
-//! Numbers are big-endian. One record by itself costs sled some ten microseconds, and most of a
-//! kilobyte of its memory; a chunk costs not much more than that.
+//! Numbers are big-endian. sled does for a chunk what it would do for each of its records.
 
 use std::io;
 
@@ -39,26 +38,26 @@ pub(super) fn write(
     recent: &Recent,
     sealed_note: Vec<u8>,
 ) -> Result<Layer, Broken> {
-    let mut parts = Vec::new();
+    let (mut batch, mut parts) = (sled::Batch::default(), 0);
+    let mut insert = |kind, part, body: Vec<u8>| {
+        batch.insert(key(number, kind, part), body);
+        parts += 1;
+        if parts % PARTS > 0 {
+            return Ok(());
+        }
+        tree.apply_batch(std::mem::take(&mut batch)).map_err(|error| broken(&error))
+    };
     let names: Vec<_> = recent.removed().collect();
     for (part, names) in (0..).zip(cut(&names, |name| name.len())) {
-        parts.push((key(number, REMOVED, part), encode(&names)));
+        insert(REMOVED, part, encode(&names))?;
     }
     let mut chunks = Chunks::new(recent.records().len());
     let records: Vec<_> = recent.records().iter().collect();
     for (part, chunk) in (0..).zip(cut(&records, |(name, value)| name.len() + value.len())) {
         let body = encode(&chunk);
         chunks.add(chunk.iter().map(|(name, _)| name.as_slice()), body.len());
-        parts.push((key(number, RECORDS, part), body));
+        insert(RECORDS, part, body)?;
     }
-    for parts in parts.chunks(PARTS) {
-        let mut batch = sled::Batch::default();
-        for (key, body) in parts {
-            batch.insert(key.as_slice(), body.as_slice());
-        }
-        tree.apply_batch(batch).map_err(|error| broken(&error))?;
-    }
-    let mut batch = sled::Batch::default();
     for single in singles(tree) {
         batch.remove(single.map_err(|error| broken(&error))?.0);
     }
@@ -95,13 +94,9 @@ pub(super) fn read(
         let names: Vec<Vec<u8>> = decode(&part?).map_err(|error| error.to_string())?;
         names.iter().try_for_each(|name| each(name, None))?;
     }
-    let mut count = 0;
-    for part in parts(tree, number, RECORDS) {
-        count += records(&part?).count();
-    }
-    let mut chunks = Chunks::new(count);
-    for part in parts(tree, number, RECORDS) {
-        let body = part?;
+    let bodies = parts(tree, number, RECORDS).collect::<Result<Vec<_>, _>>()?;
+    let mut chunks = Chunks::new(bodies.iter().map(|body| records(body).count()).sum());
+    for body in bodies {
         let mut names = Vec::new();
         for found in records(&body) {
             let (name, value) = found.map_err(|error| error.to_string())?;
