@@ -4,11 +4,11 @@
 //! or in one layer. Whoever changes it hides it where it was.
 
 use std::collections::BTreeSet;
-use std::iter::Peekable;
 use std::sync::Arc;
 
 use domain::{Broken, Changes, Record};
 
+use crate::snapshots::SnapshotFile;
 use crate::state::digest::SetKey;
 use crate::state::generation::Current;
 use crate::state::layer::Layer;
@@ -59,8 +59,8 @@ pub(super) struct Staged {
     places: Vec<Option<Place>>,
     /// The generation that it was found out of, and how often records had moved in it.
     seen: (u64, u64),
-    /// What each of the changed records is now.
-    pub(super) before: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// What each of the changed records is now, in the order of the changes.
+    pub(super) before: Vec<Option<Vec<u8>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +89,10 @@ impl Loaded {
         let text = |broken: Broken| broken.to_string();
         let sealed = tree.get(NOTE_KEY).map_err(sled)?;
         let note = Note::open(key, &sealed.ok_or("there is no note")?)?;
-        let sums = base.as_ref().and_then(Layer::file).map(|file| file.contents.sums.clone());
-        let mut loaded = Self::new(number, tree, base, sums.unwrap_or_default());
+        let mut loaded = Self::new(number, tree, base, Note::default());
+        if let Some(file) = loaded.base() {
+            loaded.note = file.contents.sums.clone();
+        }
         for single in run::singles(&loaded.tree) {
             let (name, value) = single.map_err(sled)?;
             let change = match name.first() {
@@ -130,13 +132,12 @@ impl Loaded {
     }
 
     pub(crate) fn current(&self) -> Current {
-        let base = self.base().and_then(Layer::file).map(|file| file.name().to_owned());
-        Current { number: self.number, base }
+        Current { number: self.number, base: self.base().map(|file| file.name().to_owned()) }
     }
 
     /// The snapshot that it stands on.
-    pub(crate) fn base(&self) -> Option<&Layer> {
-        self.layers.first().filter(|layer| layer.file().is_some())
+    pub(crate) fn base(&self) -> Option<&SnapshotFile> {
+        self.layers.first().and_then(Layer::file)
     }
 
     /// How many runs there are, and about how many bytes are in none yet.
@@ -176,14 +177,14 @@ impl Loaded {
         start: &[u8],
         limit: usize,
     ) -> Result<Vec<Record>, Broken> {
-        let mut ways: Vec<Peekable<Way<'_>>> = Vec::with_capacity(2 + self.layers.len());
-        ways.push((Box::new(self.recent.from(start).map(Ok)) as Way<'_>).peekable());
+        let mut ways: Vec<Way<'_>> = Vec::with_capacity(2 + self.layers.len());
+        ways.push(Box::new(self.recent.from(start).map(Ok)));
         if let Some(Writing { recent, hidden }) = &self.writing {
             let shown = recent.from(start).filter(|(name, _)| !hidden.contains(name));
-            ways.push((Box::new(shown.map(Ok)) as Way<'_>).peekable());
+            ways.push(Box::new(shown.map(Ok)));
         }
         for layer in &self.layers {
-            ways.push((Box::new(layer.from(prefix, start, limit)) as Way<'_>).peekable());
+            ways.push(Box::new(layer.from(prefix, start, limit)));
         }
         merge(ways, prefix, limit)
     }
@@ -203,7 +204,7 @@ impl Loaded {
             let (place, before) = self.find(name)?.unzip();
             note.count(key, name, before.as_deref(), change.as_deref());
             staged.places.push(place);
-            staged.before.push((name.clone(), before));
+            staged.before.push(before);
         }
         Ok(staged)
     }
@@ -278,9 +279,7 @@ impl Loaded {
     /// Changes a record behind the back of the digest, as failing memory would.
     #[cfg(test)]
     pub(super) fn spoil(&mut self) {
-        use domain::Records as _;
-
-        let last = self.view().scan(&[], None, usize::MAX).expect("it reads").pop();
+        let last = self.scan(&[], &[], usize::MAX).expect("it reads").pop();
         let (name, _) = last.expect("there are records");
         let (key, note) = (SetKey::new(&[0; 16]), self.note.clone());
         self.put(&key, [(name, Some(b"spoiled".to_vec()))].into()).expect("it is made");
@@ -291,11 +290,8 @@ impl Loaded {
 type Way<'a> = Box<dyn Iterator<Item = Result<Record, Broken>> + 'a>;
 
 /// No key is on two of the ways.
-fn merge(
-    mut ways: Vec<Peekable<Way<'_>>>,
-    prefix: &[u8],
-    limit: usize,
-) -> Result<Vec<Record>, Broken> {
+fn merge(ways: Vec<Way<'_>>, prefix: &[u8], limit: usize) -> Result<Vec<Record>, Broken> {
+    let mut ways: Vec<_> = ways.into_iter().map(Iterator::peekable).collect();
     let mut found = Vec::new();
     while found.len() < limit {
         let mut first: Option<(usize, &[u8])> = None;

@@ -1,6 +1,7 @@
 //! What changed since the last run, in memory only: the log has it too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use domain::Record;
 
@@ -42,9 +43,7 @@ impl Recent {
 
     /// From a name on, in order.
     pub(super) fn from<'a>(&'a self, start: &[u8]) -> impl Iterator<Item = Record> + use<'a> {
-        let found = self
-            .records
-            .range::<[u8], _>((std::ops::Bound::Included(start), std::ops::Bound::Unbounded));
+        let found = self.records.range::<[u8], _>((Bound::Included(start), Bound::Unbounded));
         found.map(|(name, value)| (name.clone(), value.clone()))
     }
 

@@ -121,12 +121,12 @@ impl Store {
         let mut inner = self.inner_mut();
         inner.frozen.retain(|frozen| frozen.strong_count() > 0);
         for frozen in inner.frozen.iter().filter_map(Weak::upgrade) {
-            for (name, before) in &staged.before {
+            for (name, before) in changes.keys().zip(&staged.before) {
                 frozen.keep(name, before.as_deref());
             }
         }
         if let Some(pass) = self.pass().as_mut() {
-            for ((name, change), (_, before)) in changes.iter().zip(&staged.before) {
+            for ((name, change), before) in changes.iter().zip(&staged.before) {
                 pass.changed(key, name, before.as_deref(), change.as_deref());
             }
         }
@@ -283,8 +283,7 @@ impl Store {
 
     /// The snapshot that the state stands on.
     pub(crate) fn base(&self) -> Option<PathBuf> {
-        let inner = self.inner();
-        Some(inner.loaded.base()?.file()?.path.clone())
+        self.inner().loaded.base().map(|file| file.path.clone())
     }
 
     /// What sled's files take.

@@ -143,27 +143,30 @@ proptest! {
     }
 }
 
+fn numbered(number: u32) -> Vec<u8> {
+    [&[5], &number.to_be_bytes()[..]].concat()
+}
+
 /// A queue is taken from the front: what was taken must not be read over one by one for ever.
 #[test]
 fn what_is_hidden_at_the_front_is_skipped() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut rig = Rig::open(dir.path());
-    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
-    rig.commit(&(0..5_000).map(|number| (key(number), Some(vec![7]))).collect());
+    rig.commit(&(0..5_000).map(|number| (numbered(number), Some(vec![7]))).collect());
     let frozen = rig.store.freeze();
     build(&rig.store, &rig.shelf, &frozen).expect("it is built");
-    rig.commit(&(0..2_500).map(|number| (key(number), None)).collect());
+    rig.commit(&(0..2_500).map(|number| (numbered(number), None)).collect());
     rig.store.flush_now().expect("it is flushed");
-    rig.commit(&(2_500..4_900).map(|number| (key(number), None)).collect());
+    rig.commit(&(2_500..4_900).map(|number| (numbered(number), None)).collect());
     let first = rig.store.read(|view| view.scan(&[5], None, 1)).expect("it reads");
-    assert_eq!(first, [(key(4_900), vec![7])]);
-    rig.commit(&(4_900..5_000).map(|number| (key(number), None)).collect());
+    assert_eq!(first, [(numbered(4_900), vec![7])]);
+    rig.commit(&(4_900..5_000).map(|number| (numbered(number), None)).collect());
     assert!(rig.store.read(|view| view.scan(&[5], None, 1)).expect("it reads").is_empty());
-    rig.commit(&[(key(17), Some(vec![8]))].into());
+    rig.commit(&[(numbered(17), Some(vec![8]))].into());
     rig.close();
     let rig = Rig::open(dir.path());
     let first = rig.store.read(|view| view.scan(&[], None, 9)).expect("it reads");
-    assert_eq!(first, [(key(17), vec![8])]);
+    assert_eq!(first, [(numbered(17), vec![8])]);
     rig.close();
 }
 
@@ -172,8 +175,7 @@ fn what_is_hidden_at_the_front_is_skipped() {
 fn a_state_is_put_on_one_snapshot_after_another_while_it_changes() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut rig = Rig::open(dir.path());
-    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
-    rig.commit(&(0..2_000).map(|number| (key(number), Some(vec![0]))).collect());
+    rig.commit(&(0..2_000).map(|number| (numbered(number), Some(vec![0]))).collect());
     let Rig { store, shelf, mut index } = rig;
     let (committing, stop) = (Arc::clone(&store), Arc::new(AtomicBool::new(false)));
     let stopped = Arc::clone(&stop);
@@ -183,7 +185,10 @@ fn a_state_is_put_on_one_snapshot_after_another_while_it_changes() {
             // All over the records, some of them gone for a while.
             let change = |number: u32| {
                 let value = (round + number).to_be_bytes();
-                (key((round * 37 + number * 211) % 2_000), (number > 0).then(|| value.to_vec()))
+                (
+                    numbered((round * 37 + number * 211) % 2_000),
+                    (number > 0).then(|| value.to_vec()),
+                )
             };
             let changes = (0..8).map(change).collect();
             (round, index) = ((round + 1) % 100_000, index + 1);
@@ -223,7 +228,6 @@ fn records_may_move_while_they_are_changed() {
     const KEYS: u32 = 300;
     let dir = tempfile::tempdir().expect("a directory");
     let mut rig = Rig::open(dir.path());
-    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
     let (store, stop) = (Arc::clone(&rig.store), AtomicBool::new(false));
     let rounds = std::thread::scope(|threads| {
         let _stop = AtEnd(&stop);
@@ -246,7 +250,7 @@ fn records_may_move_while_they_are_changed() {
                 let kept = |number: &u32| !(number + rounds).is_multiple_of(7);
                 let value = |number: u32| kept(&number).then(|| value_of(rounds));
                 let changes = (0..KEYS).filter(|number| (number + rounds).is_multiple_of(3));
-                let changes = changes.map(|number| (key(number), value(number))).collect();
+                let changes = changes.map(|number| (numbered(number), value(number))).collect();
                 let mut note = rig.store.note();
                 note.applied = Some(log_id(1, index));
                 rig.store.commit(changes, note).expect("it is committed");
@@ -260,9 +264,9 @@ fn records_may_move_while_they_are_changed() {
     for rounds in 1..=rounds {
         for number in (0..KEYS).filter(|number| (number + rounds).is_multiple_of(3)) {
             if (number + rounds).is_multiple_of(7) {
-                model.remove(&key(number));
+                model.remove(&numbered(number));
             } else {
-                model.insert(key(number), value_of(rounds));
+                model.insert(numbered(number), value_of(rounds));
             }
         }
     }
@@ -282,8 +286,7 @@ fn records_may_move_while_they_are_changed() {
 fn a_run_that_was_cut_off_never_was() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut rig = Rig::open(dir.path());
-    let key = |number: u32| [&[5], &number.to_be_bytes()[..]].concat();
-    let changes: Changes = (0..5_000).map(|number| (key(number), Some(value_of(1)))).collect();
+    let changes: Changes = (0..5_000).map(|number| (numbered(number), Some(value_of(1)))).collect();
     rig.commit(&changes);
     rig.store.flush_now().expect("it is flushed");
     let generation = dir.path().join("state/gen-000001");
@@ -305,7 +308,7 @@ fn a_run_that_was_cut_off_never_was() {
     assert!(before > 5 && of_another == 2 * before, "{before}, {of_another}");
     let mut rig = Rig::open(dir.path());
     // A shorter one by the same number.
-    rig.commit(&[(key(7), None)].into());
+    rig.commit(&[(numbered(7), None)].into());
     rig.close();
     let rig = Rig::open(dir.path());
     let found = rig.store.read(|view| view.scan(&[], None, usize::MAX)).expect("it reads");
