@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crypto::kit::{KitPrivate, KitShare};
+use crypto::kit::KitPrivate;
 use crypto::sign::OperatorPublic;
 use crypto::signed::{Signed, TOMBSTONES};
 use domain::{
@@ -19,7 +19,6 @@ use domain::{
 use hsm::NodeKeys;
 use raft_store::backup::{Reader, Summary};
 use wire::TombstoneState;
-use zeroize::Zeroizing;
 
 use crate::backup;
 use crate::commands::done;
@@ -165,14 +164,7 @@ fn combine(shares: &[PathBuf]) -> Result<Option<KitPrivate>, String> {
     if shares.is_empty() {
         return Ok(None);
     }
-    let read = |path: &PathBuf| {
-        let wrong = |error: String| format!("{}: {error}", path.display());
-        let share = fs::read_to_string(path).map(Zeroizing::new);
-        let share = share.map_err(|error| wrong(error.to_string()))?;
-        KitShare::parse(&share).map_err(|error| wrong(error.to_string()))
-    };
-    let shares = shares.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    KitPrivate::combine(&shares).map(Some).map_err(|error| format!("the recovery kit: {error}"))
+    cli::kit::combine(shares).map(Some).map_err(|failure| format!("the recovery kit: {failure}"))
 }
 
 /// This slot's share of an epoch: that of the member whose slot it was, else what the kit makes of its.
