@@ -115,9 +115,9 @@ fn new_join_token(body: wire::CreateJoinToken) -> Result<NewJoinToken, Refusal> 
 fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
     let (formats, mut recoveries) = (status.formats, status.recoveries);
     let nodes = status.nodes.into_iter().map(|view| {
-        let format_max = formats.get(&view.node).copied().map(u32::from);
-        let recovery = recoveries.remove(&view.node).map(recovery);
-        wire::NodeStatus { format_max, recovery, ..node(view) }
+        let format_max = formats.get(&view.node).copied();
+        let recovery = recoveries.remove(&view.node);
+        node(view, format_max, recovery)
     });
     wire::ClusterStatus {
         cluster_id: status.cluster.to_string(),
@@ -213,7 +213,7 @@ pub(crate) fn kek_state(state: EpochState) -> wire::KekState {
     }
 }
 
-fn node(view: NodeView) -> wire::NodeStatus {
+fn node(view: NodeView, format_max: Option<u16>, found: Option<NodeRecovery>) -> wire::NodeStatus {
     let heard = view.status.is_some();
     let (mut role, mut phase, mut hsm, mut applied_index, mut digest) =
         (None, None, None, None, None);
@@ -245,8 +245,8 @@ fn node(view: NodeView) -> wire::NodeStatus {
         last_contact: heard.then(wire::Time::now),
         state_digest: digest,
         storage: view.storage.map(sys::storage),
-        format_max: None,
-        recovery: None,
+        format_max: format_max.map(u32::from),
+        recovery: found.map(recovery),
     }
 }
 

@@ -43,6 +43,13 @@ pub enum Command {
     Drill(Drill),
 }
 
+impl Command {
+    /// Whether it is for who can open a backup, and not for a cluster.
+    pub fn drills_a_backup(&self) -> bool {
+        matches!(self, Self::Drill(drill) if drill.backup.is_some())
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct Create {
     /// Into how many shares the kit is split

@@ -104,7 +104,7 @@ fn main() -> ExitCode {
         {
             backup::verify(*backup, &global)
         }
-        Command::Cluster(cli::Command::RecoveryKit(command)) if matches!(&*command, cli::kit::Command::Drill(drill) if drill.backup.is_some()) => {
+        Command::Cluster(cli::Command::RecoveryKit(command)) if command.drills_a_backup() => {
             drill::run(*command, &global)
         }
         Command::Cluster(command) => block_on(cli::run(command, global)),

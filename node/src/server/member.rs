@@ -251,15 +251,11 @@ async fn keep_seeds(
         // A state that is not back yet may be of a time when there were fewer.
         let members = if custody.can_serve() { roster.seeds() } else { None };
         if let Some(seeds) = members.filter(|members| *members != local.seeds) {
-            let fresh = Local { seeds, ..local.clone() };
-            let written = {
-                let (dir, fresh) = (Arc::clone(&dir), fresh.clone());
-                tokio::task::spawn_blocking(move || dir.write(&fresh)).await
-            };
-            match written {
-                Ok(Ok(())) => local = fresh,
-                Ok(Err(error)) => warn!(%error, "the members are not kept for the next start"),
-                Err(error) => warn!(%error, "the members are not kept for the next start"),
+            let (dir, fresh) = (Arc::clone(&dir), Local { seeds, ..local.clone() });
+            let written = tokio::task::spawn_blocking(move || dir.write(&fresh).map(|()| fresh));
+            match written.await.map_err(text).and_then(|written| written.map_err(text)) {
+                Ok(fresh) => local = fresh,
+                Err(error) => warn!(error, "the members are not kept for the next start"),
             }
         }
         tokio::select! {
