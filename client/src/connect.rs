@@ -76,7 +76,7 @@ impl Client {
         &self.nodes
     }
 
-    /// The same client bound to one address: one attempt, no going on to another.
+    /// The same client bound to one address: one attempt, no going on to another, no idempotency key.
     #[must_use]
     pub fn pinned(&self, index: usize) -> Self {
         Self { pinned: Some(index.min(self.nodes.len() - 1)), ..self.clone() }

@@ -1,8 +1,8 @@
 //! A typed client that finds a live node and repeats safely.
 //!
 //! It takes the addresses of several nodes, stays with the one that answered last and goes on to
-//! the next when that one does not. Every change carries an `Idempotency-Key` that stays the same
-//! over its repeats, so that repeating one whose outcome is unknown is safe.
+//! the next when that one does not. Every change that it may repeat carries an `Idempotency-Key`,
+//! which stays the same over the repeats, so that repeating one whose outcome is unknown is safe.
 //!
 //! It does not balance load, cache answers or learn addresses from the cluster.
 

@@ -1,8 +1,9 @@
 //! Which format of the state every member can read, as each says itself.
 //!
 //! A log begins at the oldest format. A new cluster is told to switch at once, to the newest that its
-//! first node reads (`init.rs`); from then on it is when all members, learners too, read a newer one. A member that does not know the question is of a
-//! program that knows the oldest format only; one that does not answer holds the switch up.
+//! first node reads (`init.rs`); from then on it is when all members, learners too, read a newer one.
+//! A member that does not know the question is of a program that knows the oldest format only; one
+//! that does not answer holds the switch up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
