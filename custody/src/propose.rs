@@ -99,7 +99,9 @@ fn revision(receipt: &domain::Receipt) -> Option<Revision> {
     match receipt {
         domain::Receipt::Key(key) => Some(key.revision),
         domain::Receipt::Version { version, .. } => Some(version.revision),
-        domain::Receipt::Settings(_, revision) => Some(*revision),
+        domain::Receipt::Settings(_, revision) | domain::Receipt::KekPolicy(_, _, revision) => {
+            Some(*revision)
+        }
         domain::Receipt::Done
         | domain::Receipt::Token(_)
         | domain::Receipt::JoinToken(_)

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod epochs;
+mod exposures;
 mod keys;
 mod kits;
 pub(crate) mod memory;
@@ -158,6 +159,11 @@ impl<R: Records> Applying<'_, R> {
             Change::PatchSettings(patch) => self.patch_settings(patch),
             Change::RotateSucceeded { upto, passed, items } => {
                 self.rotate_succeeded(*upto, *passed, items)
+            }
+            Change::PatchKekPolicy { settings, kek } => self.patch_kek_policy(settings, kek),
+            Change::EvictLost { node, keys } => self.evict_lost(*node, *keys),
+            Change::RotateExposed { node, upto, passed, items } => {
+                self.rotate_exposed(*node, *upto, *passed, items)
             }
             Change::SwitchFormat { to } => self.switch_format(*to),
             Change::PinKit { kit } => self.pin_kit(kit),

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    Algorithm, Authority, ClusterId, Epoch, Join, JoinToken, KekEpoch, KekId, Key, KeyId, KeyState,
-    KeyVersion, Kit, KitId, Lineage, Member, Namespace, NextVersion, NodeId, Operation, Operators,
-    Principal, Purpose, Revision, Role, Settings, SettingsPatch, Signature, Span, Standing,
-    Statement, Time, Token, TokenId, Version, Vote, Wrapped,
+    Algorithm, Authority, ClusterId, Epoch, Join, JoinToken, KekEpoch, KekId, KekPolicy,
+    KekPolicyPatch, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Lineage, Member, Namespace,
+    NextVersion, NodeId, Operation, Operators, Principal, Purpose, Revision, Role, Settings,
+    SettingsPatch, Signature, Span, Standing, Statement, Time, Token, TokenId, Version, Vote,
+    Wrapped,
 };
 
 /// A change, complete in itself: ids, times and wrapped bytes were chosen by the proposer, so that
@@ -185,6 +186,24 @@ pub enum Change {
         passed: u64,
         items: Vec<NextVersion>,
     },
+    /// As `PatchSettings`, with the policy of the KEK besides.
+    PatchKekPolicy {
+        settings: SettingsPatch,
+        kek: KekPolicyPatch,
+    },
+    /// The node's slot is in other hands: it is no member any more, and what it could open is
+    /// exposed. `keys` are those there are, to be looked at by `RotateExposed`.
+    EvictLost {
+        node: NodeId,
+        keys: u64,
+    },
+    /// As `RotateSucceeded`, for the keys whose primary version the lost slot of `node` could open.
+    RotateExposed {
+        node: NodeId,
+        upto: Option<KeyId>,
+        passed: u64,
+        items: Vec<NextVersion>,
+    },
 }
 
 impl Change {
@@ -222,6 +241,7 @@ impl Change {
             | Self::DropKit { .. }
             | Self::ProposeEscrowedEpoch { .. }
             | Self::RotateSucceeded { .. } => 2,
+            Self::PatchKekPolicy { .. } | Self::EvictLost { .. } | Self::RotateExposed { .. } => 3,
         }
     }
 
@@ -251,7 +271,8 @@ impl Change {
             | Self::AcknowledgeEpoch { .. }
             | Self::RetireEpoch { .. }
             | Self::ForgetEpoch { .. }
-            | Self::DropKit { .. } => true,
+            | Self::DropKit { .. }
+            | Self::EvictLost { .. } => true,
             Self::CreateKey(_)
             | Self::UpdateKey { .. }
             | Self::RotateKey { .. }
@@ -262,7 +283,9 @@ impl Change {
             | Self::PatchSettings(_)
             | Self::SwitchFormat { .. }
             | Self::PinKit { .. }
-            | Self::RotateSucceeded { .. } => false,
+            | Self::RotateSucceeded { .. }
+            | Self::PatchKekPolicy { .. }
+            | Self::RotateExposed { .. } => false,
         }
     }
 }
@@ -343,6 +366,7 @@ pub enum Receipt {
     Rewrapped(u32),
     Settings(Box<Settings>, Revision),
     Kit(Box<Kit>),
+    KekPolicy(Box<Settings>, Box<KekPolicy>, Revision),
 }
 
 /// A receipt, and whether it is the memory of an earlier one under the same `Idempotency-Key`.

@@ -9,6 +9,7 @@ mod apply;
 mod cluster;
 mod command;
 mod encoding;
+mod exposure;
 mod ids;
 mod kek;
 mod key;
@@ -31,6 +32,7 @@ pub use command::{
     Receipt, Reject, Rewrap, Target,
 };
 pub use encoding::{Undecodable, decode, encode};
+pub use exposure::Exposure;
 pub use ids::{ClusterId, Epoch, KekId, KeyId, KitId, Lineage, Namespace, NodeId, Operation};
 pub use ids::{Principal, Revision, TokenId, Version};
 pub use kek::{EpochState, KekEpoch};
@@ -38,7 +40,7 @@ pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionSt
 pub use kit::{Kit, KitStatement};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
 pub use records::{Broken, Changes, Draft, Record, Records, scan_over};
-pub use settings::{Settings, SettingsPatch};
+pub use settings::{KEK_POLICY_FORMAT, KekPolicy, KekPolicyPatch, Settings, SettingsPatch};
 pub use succession::{
     Callers, Cause, Forbidden, NextVersion, NoSuccession, Plan, Progress, SUCCESSION_FORMAT,
     Succession, Tombstone, Tombstones,

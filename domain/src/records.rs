@@ -192,6 +192,11 @@ pub(crate) mod at {
     pub(crate) const KIT: u8 = 21;
     const ESCROW: u8 = 22;
     pub(crate) const SUCCESSION: u8 = 23;
+    const WRAPS: u8 = 24;
+    const KEK_POLICY: u8 = 25;
+    pub(crate) const EXPOSURE: u8 = 26;
+    const EXPOSED: u8 = 27;
+    const EXPOSED_COUNT: u8 = 28;
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];
@@ -325,6 +330,32 @@ pub(crate) mod at {
     }
     pub(crate) fn escrows(epoch: Epoch) -> Vec<u8> {
         join(ESCROW, &[&epoch.0.to_be_bytes()])
+    }
+    pub(crate) fn wraps(epoch: Epoch) -> Vec<u8> {
+        join(WRAPS, &[&epoch.0.to_be_bytes()])
+    }
+    pub(crate) fn kek_policy() -> Vec<u8> {
+        vec![KEK_POLICY]
+    }
+    pub(crate) fn exposure(node: NodeId) -> Vec<u8> {
+        join(EXPOSURE, &[&node.0.to_be_bytes()])
+    }
+    pub(crate) fn exposed(node: NodeId, id: KeyId, version: Version) -> Vec<u8> {
+        join(EXPOSED, &[&node.0.to_be_bytes(), &id.0, &version.0.to_be_bytes()])
+    }
+    pub(crate) fn all_exposed(node: NodeId) -> Vec<u8> {
+        join(EXPOSED, &[&node.0.to_be_bytes()])
+    }
+    pub(crate) fn exposed_count(node: NodeId) -> Vec<u8> {
+        join(EXPOSED_COUNT, &[&node.0.to_be_bytes()])
+    }
+    /// Which key and version an `exposed` record is about.
+    pub(crate) fn parse_exposed(record: &[u8]) -> Result<(KeyId, Version), Broken> {
+        let parts = || {
+            let (id, version) = record.get(9..)?.split_first_chunk()?;
+            Some((KeyId(*id), Version(u32::from_be_bytes(version.try_into().ok()?))))
+        };
+        parts().ok_or_else(|| malformed(record))
     }
     /// To which kit an `escrow` record is.
     pub(crate) fn parse_escrow(record: &[u8]) -> Result<KitId, Broken> {

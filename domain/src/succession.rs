@@ -55,6 +55,20 @@ pub struct Progress {
     pub finished_at: Option<Time>,
 }
 
+impl Progress {
+    /// `None` says that there are no more. What was passed before counts once.
+    pub(crate) fn advance(&mut self, upto: Option<KeyId>, passed: u64, now: Time) {
+        match upto {
+            Some(upto) if self.upto.is_none_or(|before| before < upto) => {
+                self.upto = Some(upto);
+                self.passed = self.passed.saturating_add(passed);
+            }
+            Some(_) => {}
+            None => self.finished_at = Some(now),
+        }
+    }
+}
+
 /// The next version of a key, if `from` is still its primary one.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct NextVersion {

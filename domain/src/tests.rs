@@ -2,6 +2,7 @@
 
 mod clock;
 mod epochs;
+mod exposures;
 mod formats;
 mod golden;
 mod house;

@@ -7,9 +7,9 @@ use serde::de::DeserializeOwned;
 use crate::records::at::{self, Due};
 use crate::records::{parse, read};
 use crate::{
-    Authority, Broken, Cluster, Epoch, Forbidden, Join, JoinToken, KekEpoch, Key, KeyId, KeyState,
-    KeyVersion, Kit, KitId, Member, Namespace, NodeId, Records, Settings, Succession, Time, Token,
-    TokenId, Tombstone, Version, VersionState,
+    Authority, Broken, Cluster, Epoch, Exposure, Forbidden, Join, JoinToken, KekEpoch, KekPolicy,
+    Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member, Namespace, NodeId, Records, Settings,
+    Succession, Time, Token, TokenId, Tombstone, Version, VersionState,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -168,6 +168,93 @@ pub fn escrow(records: &impl Records, epoch: Epoch) -> Result<BTreeMap<KitId, Ve
 /// How many versions are wrapped under an epoch.
 pub fn count_under(records: &impl Records, epoch: Epoch) -> Result<u64, Broken> {
     Ok(read(records, &at::under_count(epoch))?.unwrap_or(0))
+}
+
+/// How many blobs were ever wrapped under an epoch, as far as it was counted.
+pub fn wraps(records: &impl Records, epoch: Epoch) -> Result<u64, Broken> {
+    Ok(read(records, &at::wraps(epoch))?.unwrap_or(0))
+}
+
+pub fn kek_policy(records: &impl Records) -> Result<KekPolicy, Broken> {
+    Ok(read(records, &at::kek_policy())?.unwrap_or_default())
+}
+
+/// The slots that were lost, in the order of their nodes.
+pub fn exposures(records: &impl Records) -> Result<Vec<Exposure>, Broken> {
+    table(records, at::EXPOSURE)
+}
+
+/// How many versions a lost slot and the log open still.
+pub fn count_exposed(records: &impl Records, exposure: &Exposure) -> Result<u64, Broken> {
+    let marked = read::<u64>(records, &at::exposed_count(exposure.node))?.unwrap_or(0);
+    let mut counted = marked;
+    for epoch in &exposure.epochs {
+        counted += count_under(records, *epoch)?;
+    }
+    Ok(counted)
+}
+
+/// Where a version stands among those that a lost slot exposes: what is still under an epoch comes
+/// first, so that a version that is re-wrapped meanwhile is met twice rather than never.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ExposedPlace {
+    /// `None` for those that were re-wrapped.
+    pub under: Option<Epoch>,
+    pub key: KeyId,
+    pub version: Version,
+}
+
+/// Some versions that a lost slot exposes, from the one after `after`.
+pub fn exposed(
+    records: &impl Records,
+    exposure: &Exposure,
+    after: Option<ExposedPlace>,
+    limit: usize,
+) -> Result<Vec<ExposedPlace>, Broken> {
+    let mut found = Vec::new();
+    let stages = exposure.epochs.iter().copied().map(Some).chain([None]);
+    let reached = after.map(|after| after.under);
+    let stages = stages.skip_while(|stage| reached.is_some_and(|reached| *stage != reached));
+    for under in stages {
+        let after = after.filter(|after| after.under == under);
+        let (prefix, after) = match under {
+            Some(epoch) => {
+                let after = after.map(|at| at::under(epoch, at.key, at.version));
+                (at::all_under(epoch), after)
+            }
+            None => {
+                let after = after.map(|at| at::exposed(exposure.node, at.key, at.version));
+                (at::all_exposed(exposure.node), after)
+            }
+        };
+        for (record, _) in records.scan(&prefix, after.as_deref(), limit - found.len())? {
+            let (key, version) = match under {
+                Some(_) => at::parse_under(&record)?,
+                None => at::parse_exposed(&record)?,
+            };
+            found.push(ExposedPlace { under, key, version });
+        }
+    }
+    Ok(found)
+}
+
+/// Since when a version can be opened by somebody who holds a lost slot and the log.
+pub fn exposed_at(
+    records: &impl Records,
+    exposures: &[Exposure],
+    key: KeyId,
+    held: &KeyVersion,
+) -> Result<Option<Time>, Broken> {
+    let Some(wrapped) = held.state.wrapped() else { return Ok(None) };
+    let mut since = None;
+    for exposure in exposures {
+        let exposed = exposure.epochs.contains(&wrapped.epoch)
+            || records.get(&at::exposed(exposure.node, key, held.version))?.is_some();
+        if exposed && since.is_none_or(|since| exposure.at < since) {
+            since = Some(exposure.at);
+        }
+    }
+    Ok(since)
 }
 
 /// Some versions that are wrapped under an epoch.

@@ -6,9 +6,13 @@ use super::{Applying, Stop};
 use crate::records::{at, read};
 use crate::{
     Broken, Change, Cluster, EpochState, FORMAT, FORMAT_OLDEST, Initialise, Join, JoinStatus,
-    JoinToken, KekEpoch, Member, NodeId, Receipt, Records, Reject, Settings, SettingsPatch,
-    Signature, Span, Standing, Statement, Time, decode, readable,
+    JoinToken, KEK_POLICY_FORMAT, KekEpoch, KekPolicy, KekPolicyPatch, Member, NodeId, Receipt,
+    Records, Reject, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time, decode,
+    readable,
 };
+
+/// A lower cap would do little but re-wrap.
+const WRAPS_MAX_LEAST: u64 = 100;
 
 impl<R: Records> Applying<'_, R> {
     pub(super) fn initialise(&mut self, first: &Initialise) -> Result<Receipt, Stop> {
@@ -197,7 +201,7 @@ impl<R: Records> Applying<'_, R> {
         self.put_member(&member)
     }
 
-    fn member(&self, node: NodeId) -> Result<Member, Stop> {
+    pub(super) fn member(&self, node: NodeId) -> Result<Member, Stop> {
         Ok(read(&self.draft, &at::member(node))?
             .ok_or_else(|| Reject::NotFound(format!("node {node}")))?)
     }
@@ -220,6 +224,9 @@ impl<R: Records> Applying<'_, R> {
         }
         readable(to, FORMAT).map_err(|newer| Broken(newer.to_string()))?;
         if to > cluster.format {
+            if (cluster.format + 1..=to).contains(&KEK_POLICY_FORMAT) {
+                self.begin_to_count_wraps()?;
+            }
             cluster.format = to;
             self.draft.put(at::cluster(), &cluster);
         }
@@ -228,15 +235,38 @@ impl<R: Records> Applying<'_, R> {
 
     pub(super) fn patch_settings(&mut self, patch: &SettingsPatch) -> Result<Receipt, Stop> {
         self.cluster()?;
-        let mut settings = read::<Settings>(&self.draft, &at::settings())?.unwrap_or_default();
-        let bounded = |name: &str, span: Span, least: Span, most: Span| {
-            if (least..=most).contains(&span) {
-                Ok(span)
-            } else {
-                let (least, most) = (least.0 / 1000, most.0 / 1000);
-                Err(Reject::Invalid(format!("`{name}` must be from {least}s to {most}s")))
+        let settings = self.patched_settings(patch)?;
+        Ok(Receipt::Settings(Box::new(settings), self.revision))
+    }
+
+    pub(super) fn patch_kek_policy(
+        &mut self,
+        settings: &SettingsPatch,
+        patch: &KekPolicyPatch,
+    ) -> Result<Receipt, Stop> {
+        let settings = self.patched_settings(settings)?;
+        let mut policy = crate::view::kek_policy(&self.draft)?;
+        if let Some(period) = patch.rotation_period {
+            let (least, most) = (Span::from_hours(1), Span::from_hours(24 * 3650));
+            let never = period == Span(0);
+            policy.rotation_period =
+                if never { period } else { bounded("kek_rotation_period", period, least, most)? };
+        }
+        if let Some(wraps) = patch.wraps_max {
+            let most = KekPolicy::WRAPS_MAX;
+            if !(WRAPS_MAX_LEAST..=most).contains(&wraps) {
+                let why = format!("`kek_wraps_max` must be from {WRAPS_MAX_LEAST} to {most}");
+                return Err(Reject::Invalid(why).into());
             }
-        };
+            policy.wraps_max = wraps;
+        }
+        policy.rewrap_rate = patch.rewrap_rate.unwrap_or(policy.rewrap_rate);
+        self.draft.put(at::kek_policy(), &policy);
+        Ok(Receipt::KekPolicy(Box::new(settings), Box::new(policy), self.revision))
+    }
+
+    fn patched_settings(&mut self, patch: &SettingsPatch) -> Result<Settings, Stop> {
+        let mut settings = read::<Settings>(&self.draft, &at::settings())?.unwrap_or_default();
         if let Some(span) = patch.min_destruction_after {
             settings.min_destruction_after =
                 bounded("min_destruction_after", span, Span(0), Span::from_hours(24 * 365))?;
@@ -246,6 +276,14 @@ impl<R: Records> Applying<'_, R> {
                 bounded("idempotency_window", span, Span::from_hours(1), Span::from_hours(24 * 7))?;
         }
         self.draft.put(at::settings(), &settings);
-        Ok(Receipt::Settings(Box::new(settings), self.revision))
+        Ok(settings)
     }
+}
+
+fn bounded(name: &str, span: Span, least: Span, most: Span) -> Result<Span, Reject> {
+    if (least..=most).contains(&span) {
+        return Ok(span);
+    }
+    let (least, most) = (least.0 / 1000, most.0 / 1000);
+    Err(Reject::Invalid(format!("`{name}` must be from {least}s to {most}s")))
 }

@@ -6,8 +6,8 @@ use super::keys::Counting;
 use super::{Applying, Stop};
 use crate::records::{at, read};
 use crate::{
-    Epoch, EpochState, KekEpoch, KeyVersion, Member, NewEpoch, NodeId, Receipt, Records, Reject,
-    Rewrap, Standing, Vote,
+    Cluster, Epoch, EpochState, KEK_POLICY_FORMAT, KekEpoch, KeyVersion, Member, NewEpoch, NodeId,
+    Receipt, Records, Reject, Rewrap, Standing, Vote,
 };
 
 impl<R: Records> Applying<'_, R> {
@@ -93,7 +93,11 @@ impl<R: Records> Applying<'_, R> {
 
     /// Compare and set, version by version. It changes no revision and no state of a key.
     pub(super) fn rewrap(&mut self, from: Epoch, items: &[Rewrap]) -> Result<Receipt, Stop> {
-        let active = self.cluster()?.active_epoch;
+        let Cluster { active_epoch: active, format, .. } = self.cluster()?;
+        if from == active && format >= KEK_POLICY_FORMAT {
+            return Err(Reject::WrongState(format!("epoch {active} is the active one")).into());
+        }
+        let exposures = crate::view::exposures(&self.draft)?;
         let mut moved = 0;
         for Rewrap { key, version, wrapped } in items {
             if wrapped.epoch != active {
@@ -109,9 +113,32 @@ impl<R: Records> Applying<'_, R> {
             self.draft.put(record, &held);
             self.count_under(from, *key, *version, Counting::Leaves)?;
             self.count_under(active, *key, *version, Counting::Comes)?;
+            self.mark_exposed(&exposures, (from, active), *key, *version)?;
             moved += 1;
         }
+        self.count_wraps(active, u64::from(moved))?;
         Ok(Receipt::Rewrapped(moved))
+    }
+
+    /// How many blobs were ever wrapped under an epoch is known from the format on that counts them.
+    pub(super) fn count_wraps(&mut self, epoch: Epoch, more: u64) -> Result<(), Stop> {
+        if more > 0 && self.cluster()?.format >= KEK_POLICY_FORMAT {
+            let record = at::wraps(epoch);
+            let wraps = read::<u64>(&self.draft, &record)?.unwrap_or(0);
+            self.draft.put(record, &wraps.saturating_add(more));
+        }
+        Ok(())
+    }
+
+    /// What is under the epochs now is the least that was wrapped under them before.
+    pub(super) fn begin_to_count_wraps(&mut self) -> Result<(), Stop> {
+        for epoch in crate::view::epochs(&self.draft)? {
+            let under = crate::view::count_under(&self.draft, epoch.epoch)?;
+            if under > 0 {
+                self.draft.put(at::wraps(epoch.epoch), &under);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn retire_epoch(&mut self, epoch: Epoch) -> Result<Receipt, Stop> {
@@ -128,6 +155,9 @@ impl<R: Records> Applying<'_, R> {
         held.state = EpochState::Retired;
         held.shares.clear();
         self.draft.put(at::epoch(epoch), &held);
+        if self.draft.get(&at::wraps(epoch))?.is_some() {
+            self.draft.remove(at::wraps(epoch));
+        }
         self.drop_escrow(epoch)?;
         Ok(Receipt::Epoch(Box::new(held.without_shares())))
     }

@@ -287,6 +287,7 @@ impl<R: Records> Applying<'_, R> {
         }
         let Some(wrapped) = held.state.wrapped() else { return Ok(()) };
         self.count_under(wrapped.epoch, id, version, Counting::Leaves)?;
+        self.unmark_exposed(id, version)?;
         held.state = VersionState::Destroyed { at: self.now };
         held.revision = self.revision;
         self.draft.put(record, &held);
@@ -299,6 +300,7 @@ impl<R: Records> Applying<'_, R> {
             return Err(Reject::StaleEpoch { active }.into());
         }
         self.count_under(active, id, version, Counting::Comes)?;
+        self.count_wraps(active, 1)?;
         let held = KeyVersion {
             version,
             created_at: self.now,

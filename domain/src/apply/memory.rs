@@ -52,6 +52,7 @@ impl Memory {
             | Receipt::Epoch(_)
             | Receipt::Rewrapped(_)
             | Receipt::Settings(..)
+            | Receipt::KekPolicy(..)
             | Receipt::Kit(_) => Self::Kept(receipt.clone()),
         }
     }

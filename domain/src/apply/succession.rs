@@ -277,6 +277,18 @@ impl<R: Records> Applying<'_, R> {
             let why = format!("epoch {active} was in slots of the old cluster");
             return Err(Reject::WrongState(why).into());
         }
+        self.take_next_versions(active, items)?;
+        succession.rotation.advance(upto, passed, self.now);
+        self.draft.put(record, &succession);
+        Ok(Receipt::Done)
+    }
+
+    /// Gives keys their next versions, where `from` is still the primary one.
+    pub(super) fn take_next_versions(
+        &mut self,
+        active: Epoch,
+        items: &[NextVersion],
+    ) -> Result<(), Stop> {
         for NextVersion { key, from, wrapped } in items {
             if wrapped.epoch != active {
                 return Err(Reject::StaleEpoch { active }.into());
@@ -287,17 +299,7 @@ impl<R: Records> Applying<'_, R> {
                 self.take_next_version(key, wrapped)?;
             }
         }
-        let progress = &mut succession.rotation;
-        match upto {
-            Some(upto) if progress.upto.is_none_or(|before| before < upto) => {
-                progress.upto = Some(upto);
-                progress.passed = progress.passed.saturating_add(passed);
-            }
-            Some(_) => {}
-            None => progress.finished_at = Some(self.now),
-        }
-        self.draft.put(record, &succession);
-        Ok(Receipt::Done)
+        Ok(())
     }
 }
 

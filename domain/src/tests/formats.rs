@@ -1,7 +1,10 @@
 //! Stories of formats: what is gated, and how one switches to the next.
 
 use super::house::*;
-use crate::{Broken, Change, FORMAT, FORMAT_OLDEST, KitId, Reject, apply, decode, encode, view};
+use crate::{
+    Broken, Change, FORMAT, FORMAT_OLDEST, KekPolicyPatch, KitId, Reject, SettingsPatch, apply,
+    decode, encode, view,
+};
 
 fn switch(to: u16) -> Change {
     Change::SwitchFormat { to }
@@ -15,9 +18,22 @@ fn what_a_newer_format_brings_waits_for_it() {
         Change::DropKit { id: KitId(id(40)) },
         propose_escrowed(2, &[N1, N2, N3], &[]),
     ];
-    for change in gated.clone() {
-        assert_eq!(change.format(), 2);
-        assert_eq!(house.no(change), Reject::NeedsFormat { needed: 2, current: 1 });
+    let gated_by_3 = [
+        Change::EvictLost { node: N3, keys: 1 },
+        Change::RotateExposed { node: N3, upto: None, passed: 0, items: Vec::new() },
+        Change::PatchKekPolicy {
+            settings: SettingsPatch::default(),
+            kek: KekPolicyPatch::default(),
+        },
+    ];
+    for (needed, change) in gated
+        .clone()
+        .map(|change| (2, change))
+        .into_iter()
+        .chain(gated_by_3.clone().map(|change| (3, change)))
+    {
+        assert_eq!(change.format(), needed);
+        assert_eq!(house.no(change), Reject::NeedsFormat { needed, current: 1 });
     }
     house.story([
         (
@@ -33,6 +49,14 @@ fn what_a_newer_format_brings_waits_for_it() {
         ),
     ]);
     for change in gated {
+        let outcome = house.tell(change);
+        assert!(!matches!(outcome, Err(Reject::NeedsFormat { .. })), "{outcome:?}");
+    }
+    for change in gated_by_3.clone() {
+        assert_eq!(house.no(change), Reject::NeedsFormat { needed: 3, current: 2 });
+    }
+    house.ok(switch(3));
+    for change in gated_by_3 {
         let outcome = house.tell(change);
         assert!(!matches!(outcome, Err(Reject::NeedsFormat { .. })), "{outcome:?}");
     }

@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use super::samples;
 use crate::apply::memory::{Answered, Expiring, Memory};
 use crate::{
-    Authority, Change, Cluster, Command, Join, JoinToken, KekEpoch, Key, KeyVersion, Kit,
-    KitStatement, Member, Namespace, Outcome, Settings, Statement, Succession, Time, Token,
-    TokenId, Undecodable, decode, encode,
+    Authority, Change, Cluster, Command, Exposure, Join, JoinToken, KekEpoch, KekPolicy, Key,
+    KeyVersion, Kit, KitStatement, Member, Namespace, Outcome, Settings, Statement, Succession,
+    Time, Token, TokenId, Undecodable, decode, encode,
 };
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
@@ -58,6 +58,10 @@ fn records(house: super::house::House) -> Vec<Sample> {
                 21 => again::<Kit>,
                 22 => again::<Vec<u8>>,
                 23 => again::<Succession>,
+                24 | 28 => again::<u64>,
+                25 => again::<KekPolicy>,
+                26 => again::<Exposure>,
+                27 => again::<()>,
                 other => panic!("table {other} is not known here"),
             },
             name: hex::encode(record),
@@ -104,6 +108,8 @@ fn all() -> Vec<Sample> {
         records(samples::life_of_an_heir().0),
         commands(samples::commands()),
         commands(samples::commands_of_2()),
+        records(samples::life_of_3().0),
+        commands(samples::commands_of_3()),
         commands(samples::commands_of_an_heir()),
         outcomes(),
         statements(),
@@ -134,6 +140,7 @@ fn compare(file: &str, samples: Vec<Sample>) {
 fn records_are_the_golden_ones() {
     compare("records.txt", records(samples::life().0));
     compare("records-2.txt", records(samples::life_of_2().0));
+    compare("records-3.txt", records(samples::life_of_3().0));
     compare("records-heir.txt", records(samples::life_of_an_heir().0));
 }
 
@@ -141,6 +148,7 @@ fn records_are_the_golden_ones() {
 fn commands_are_the_golden_ones() {
     compare("commands.txt", commands(samples::commands()));
     compare("commands-2.txt", commands(samples::commands_of_2()));
+    compare("commands-3.txt", commands(samples::commands_of_3()));
     compare("commands-heir.txt", commands(samples::commands_of_an_heir()));
 }
 

@@ -33,7 +33,7 @@ pub(super) struct House {
     pub(super) records: Map,
     pub(super) index: u64,
     pub(super) now: Time,
-    operations: u64,
+    pub(super) operations: u64,
 }
 
 impl House {
@@ -178,7 +178,7 @@ pub(super) fn text(outcome: &Result<Receipt, Reject>) -> String {
         Ok(Receipt::Join(join)) => format!("node {} {:?}", join.node, join.status),
         Ok(Receipt::Token(token)) => format!("token {}", token.name),
         Ok(Receipt::JoinToken(token)) => format!("join token for {}", token.uses_left),
-        Ok(Receipt::Settings(..)) => "settings".into(),
+        Ok(Receipt::Settings(..) | Receipt::KekPolicy(..)) => "settings".into(),
         Ok(Receipt::Kit(kit)) => format!("kit {}", kit_statement(kit).name),
         Ok(Receipt::Done) => "done".into(),
         Err(reject) => reject.to_string(),
@@ -208,6 +208,10 @@ pub(super) fn check(records: &Map) {
     if cluster.as_ref().is_some_and(|cluster| cluster.format < 2) {
         assert!(records.keys().all(|record| record[0] <= 20), "format 1 has tables of format 2");
     }
+    let counts_wraps = cluster.as_ref().is_some_and(|cluster| cluster.format >= 3);
+    if !counts_wraps {
+        assert!(records.keys().all(|record| record[0] <= 23), "format 2 has tables of format 3");
+    }
     let active = cluster.map(|cluster| cluster.active_epoch);
     for epoch in view::epochs(records).unwrap() {
         let expected = under.remove(&epoch.epoch).unwrap_or_default();
@@ -222,7 +226,11 @@ pub(super) fn check(records: &Map) {
             assert!(escrow.is_empty(), "{} is over and escrowed", epoch.epoch);
             assert!(expected.is_empty(), "{} is over and holds nothing", epoch.epoch);
         }
+        let wraps = view::wraps(records, epoch.epoch).unwrap();
+        assert!(!counts_wraps || wraps >= counted, "{wraps} wraps under {}", epoch.epoch);
+        assert!(epoch.state != EpochState::Retired || wraps == 0, "{} is over", epoch.epoch);
     }
+    check_exposures(records);
     assert!(under.is_empty(), "nothing is under an unknown epoch: {under:?}");
 
     for token in view::tokens(records).unwrap() {
@@ -244,6 +252,29 @@ pub(super) fn check(records: &Map) {
         }
     }
     assert_eq!(counted, live, "live idempotency keys by principal");
+}
+
+/// What is marked is there and under another epoch, counted and listed once.
+fn check_exposures(records: &Map) {
+    let exposures = view::exposures(records).unwrap();
+    for exposure in &exposures {
+        let all = view::exposed(records, exposure, None, usize::MAX).unwrap();
+        let counted = view::count_exposed(records, exposure).unwrap();
+        assert_eq!(all.len() as u64, counted, "exposed by {}", exposure.node);
+        let (mut paged, mut after) = (Vec::new(), None);
+        while let Some(place) = view::exposed(records, exposure, after, 1).unwrap().pop() {
+            paged.push(place);
+            after = Some(place);
+        }
+        assert_eq!(paged, all, "page by page");
+        for view::ExposedPlace { under, key, version } in all {
+            let held = view::version(records, key, version).unwrap().expect("it is there");
+            let wrapped = held.state.wrapped().expect("it has bytes");
+            assert_eq!(under.is_some(), exposure.epochs.contains(&wrapped.epoch));
+            let since = view::exposed_at(records, &exposures, key, &held).unwrap();
+            assert!(since.is_some_and(|since| since <= exposure.at), "since {since:?}");
+        }
+    }
 }
 
 pub(super) const VERSION: u8 = 3;
