@@ -19,6 +19,12 @@ pub const MEMBER: &str = "member";
 /// The domain of signatures over recovery kits' statements.
 pub const KIT: &str = "recovery-kit";
 
+/// The domain of signatures over grants: nodes are admitted without a person at hand.
+pub const GRANT: &str = "grant";
+
+/// The domain of signatures by a grant's key over members' statements.
+pub const GRANTED_MEMBER: &str = "granted-member";
+
 /// The private key of an operator; the CLI holds it for one command.
 pub struct OperatorKey(SigningKey);
 
@@ -27,6 +33,11 @@ impl OperatorKey {
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *seed)?;
         Ok(Self(SigningKey::from_bytes(&seed)))
+    }
+
+    /// The key of 32 random bytes.
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(seed))
     }
 
     pub fn from_pem(pem: &str) -> Result<Self, CryptoError> {

@@ -4,6 +4,7 @@
 //! this reads nothing but the command, its index and the records.
 
 mod cluster;
+mod enrolment;
 mod epochs;
 mod exposures;
 mod keys;
@@ -110,6 +111,9 @@ impl<R: Records> Applying<'_, R> {
                 | Change::ApproveJoin { .. }
                 | Change::MoveMember { .. }
                 | Change::PinKit { .. }
+                | Change::ApplyToJoin(_)
+                | Change::GrantJoins { .. }
+                | Change::AdmitGranted { .. }
         );
         let bytes = self.draft.largest();
         if brings_text && bytes > MAX_BROUGHT {
@@ -170,6 +174,12 @@ impl<R: Records> Applying<'_, R> {
             Change::DropKit { id } => self.drop_kit(*id),
             Change::ProposeEscrowedEpoch { epoch, escrow } => {
                 self.propose_escrowed_epoch(epoch, escrow)
+            }
+            Change::ApplyToJoin(application) => self.apply_to_join(application),
+            Change::RevokeJoinToken { id } => self.revoke_join_token(*id),
+            Change::GrantJoins { token, grant } => self.grant_joins(*token, grant),
+            Change::AdmitGranted { node, statement, signatures } => {
+                self.admit_granted(*node, statement, signatures)
             }
         }
     }

@@ -10,7 +10,8 @@ use crate::{ClusterId, Epoch, Lineage, NodeId, Revision};
 ///
 /// 1. The first.
 /// 2. Recovery kits, epochs that are escrowed to them, succession.
-/// 3. Wraps counted by epoch, the policy of the KEK, lost slots and what they expose.
+/// 3. Wraps counted by epoch, the policy of the KEK, lost slots and what they expose; enrolments:
+///    challenges, replacements, grants.
 pub const FORMAT: u16 = 3;
 
 /// The oldest format that this program reads, and the one in which every log begins:

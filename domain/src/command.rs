@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    Algorithm, Authority, ClusterId, Epoch, Join, JoinToken, KekEpoch, KekId, KekPolicy,
-    KekPolicyPatch, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Lineage, Member, Namespace,
-    NextVersion, NodeId, Operation, Operators, Principal, Purpose, Revision, Role, Settings,
-    SettingsPatch, Signature, Span, Standing, Statement, Time, Token, TokenId, Version, Vote,
-    Wrapped,
+    Algorithm, Application, Authority, ClusterId, Epoch, Grant, Join, JoinToken, KekEpoch, KekId,
+    KekPolicy, KekPolicyPatch, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Lineage, Member,
+    Namespace, NextVersion, NodeId, Operation, Operators, Principal, Purpose, Revision, Role,
+    Settings, SettingsPatch, Signature, Span, Standing, Statement, Time, Token, TokenId, Version,
+    Vote, Wrapped,
 };
 
 /// A change, complete in itself: ids, times and wrapped bytes were chosen by the proposer, so that
@@ -204,6 +204,24 @@ pub enum Change {
         passed: u64,
         items: Vec<NextVersion>,
     },
+
+    /// As `RequestJoin`, by a node whose slot answered a challenge; it may take a member's place.
+    ApplyToJoin(Box<Application>),
+    /// Whoever holds the key of a join token may admit with it.
+    GrantJoins {
+        token: TokenId,
+        grant: Grant,
+    },
+    /// As `ApproveJoin`, signed with the key of the token's grant.
+    AdmitGranted {
+        node: NodeId,
+        statement: Vec<u8>,
+        signatures: Vec<Signature>,
+    },
+    /// Nobody asks with it from here on, and its grant admits nobody.
+    RevokeJoinToken {
+        id: TokenId,
+    },
 }
 
 impl Change {
@@ -241,7 +259,13 @@ impl Change {
             | Self::DropKit { .. }
             | Self::ProposeEscrowedEpoch { .. }
             | Self::RotateSucceeded { .. } => 2,
-            Self::PatchKekPolicy { .. } | Self::EvictLost { .. } | Self::RotateExposed { .. } => 3,
+            Self::PatchKekPolicy { .. }
+            | Self::EvictLost { .. }
+            | Self::RotateExposed { .. }
+            | Self::ApplyToJoin(_)
+            | Self::GrantJoins { .. }
+            | Self::AdmitGranted { .. }
+            | Self::RevokeJoinToken { .. } => 3,
         }
     }
 
@@ -272,7 +296,11 @@ impl Change {
             | Self::RetireEpoch { .. }
             | Self::ForgetEpoch { .. }
             | Self::DropKit { .. }
-            | Self::EvictLost { .. } => true,
+            | Self::EvictLost { .. }
+            | Self::ApplyToJoin(_)
+            | Self::GrantJoins { .. }
+            | Self::AdmitGranted { .. }
+            | Self::RevokeJoinToken { .. } => true,
             Self::CreateKey(_)
             | Self::UpdateKey { .. }
             | Self::RotateKey { .. }

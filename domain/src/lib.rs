@@ -9,6 +9,7 @@ mod apply;
 mod cluster;
 mod command;
 mod encoding;
+mod enrolment;
 mod exposure;
 mod ids;
 mod kek;
@@ -32,6 +33,7 @@ pub use command::{
     Receipt, Reject, Rewrap, Target,
 };
 pub use encoding::{Undecodable, decode, encode};
+pub use enrolment::{Application, ENROLMENT_FORMAT, Enrolment, Grant, GrantStatement, Voucher};
 pub use exposure::Exposure;
 pub use ids::{ClusterId, Epoch, KekId, KeyId, KitId, Lineage, Namespace, NodeId, Operation};
 pub use ids::{Principal, Revision, TokenId, Version};

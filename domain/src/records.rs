@@ -197,6 +197,8 @@ pub(crate) mod at {
     pub(crate) const EXPOSURE: u8 = 26;
     const EXPOSED: u8 = 27;
     const EXPOSED_COUNT: u8 = 28;
+    pub(crate) const ENROLMENT: u8 = 29;
+    pub(crate) const GRANT: u8 = 30;
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];
@@ -321,6 +323,12 @@ pub(crate) mod at {
     }
     pub(crate) fn succession(at: Revision) -> Vec<u8> {
         join(SUCCESSION, &[&at.0.to_be_bytes()])
+    }
+    pub(crate) fn enrolment(node: NodeId) -> Vec<u8> {
+        join(ENROLMENT, &[&node.0.to_be_bytes()])
+    }
+    pub(crate) fn grant(token: TokenId) -> Vec<u8> {
+        join(GRANT, &[&token.0])
     }
     pub(crate) fn kit(id: KitId) -> Vec<u8> {
         join(KIT, &[&id.0])

@@ -1,6 +1,7 @@
 //! Stories, laws and golden files of the whole state machine.
 
 mod clock;
+mod enrolment;
 mod epochs;
 mod exposures;
 mod formats;

@@ -49,9 +49,12 @@ pub struct JoinToken {
 impl JoinToken {
     /// Whether a node of this name may use the token.
     pub fn fits(&self, name: &str) -> bool {
-        self.name.as_deref().is_none_or(|only| only == name)
-            && self.name_pattern.as_deref().is_none_or(|pattern| matches(pattern, name))
+        fits(self.name.as_deref(), self.name_pattern.as_deref(), name)
     }
+}
+
+pub(crate) fn fits(only: Option<&str>, pattern: Option<&str>, name: &str) -> bool {
+    only.is_none_or(|only| only == name) && pattern.is_none_or(|pattern| matches(pattern, name))
 }
 
 /// Each piece between stars is taken where it first fits: that never spoils a later one, so the

@@ -7,9 +7,9 @@ use serde::de::DeserializeOwned;
 use crate::records::at::{self, Due};
 use crate::records::{parse, read};
 use crate::{
-    Authority, Broken, Cluster, Epoch, Exposure, Forbidden, Join, JoinToken, KekEpoch, KekPolicy,
-    Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member, Namespace, NodeId, Records, Settings,
-    Succession, Time, Token, TokenId, Tombstone, Version, VersionState,
+    Authority, Broken, Cluster, Enrolment, Epoch, Exposure, Forbidden, Grant, Join, JoinToken,
+    KekEpoch, KekPolicy, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member, Namespace, NodeId,
+    Records, Settings, Succession, Time, Token, TokenId, Tombstone, Version, VersionState,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -129,6 +129,16 @@ pub fn join(records: &impl Records, node: NodeId) -> Result<Option<Join>, Broken
 
 pub fn joins(records: &impl Records) -> Result<Vec<Join>, Broken> {
     table(records, at::JOIN)
+}
+
+/// What is known of a join that was asked for in format 3 or later.
+pub fn enrolment(records: &impl Records, node: NodeId) -> Result<Option<Enrolment>, Broken> {
+    read(records, &at::enrolment(node))
+}
+
+/// The grant of a join token, if the operators signed one.
+pub fn grant(records: &impl Records, token: TokenId) -> Result<Option<Grant>, Broken> {
+    read(records, &at::grant(token))
 }
 
 pub fn member(records: &impl Records, node: NodeId) -> Result<Option<Member>, Broken> {

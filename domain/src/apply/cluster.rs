@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Applying, Stop};
 use crate::records::{at, read};
 use crate::{
-    Broken, Change, Cluster, EpochState, FORMAT, FORMAT_OLDEST, Initialise, Join, JoinStatus,
-    JoinToken, KEK_POLICY_FORMAT, KekEpoch, KekPolicy, KekPolicyPatch, Member, NodeId, Receipt,
-    Records, Reject, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time, decode,
-    readable,
+    Broken, Cluster, EpochState, FORMAT, FORMAT_OLDEST, Initialise, KEK_POLICY_FORMAT, KekEpoch,
+    KekPolicy, KekPolicyPatch, Member, NodeId, Receipt, Records, Reject, Settings, SettingsPatch,
+    Span, Standing, Time, readable,
 };
 
 /// A lower cap would do little but re-wrap.
@@ -61,120 +60,6 @@ impl<R: Records> Applying<'_, R> {
         Ok(clocks[(clocks.len() - 1) / 2])
     }
 
-    pub(super) fn request_join(&mut self, change: &Change) -> Result<Receipt, Stop> {
-        let Change::RequestJoin {
-            token,
-            digest,
-            name,
-            enrolment,
-            identity,
-            api_address,
-            peer_address,
-            zone,
-        } = change
-        else {
-            unreachable!("called for this change only")
-        };
-        let mut cluster = self.cluster()?;
-        let record = at::join_token(*token);
-        let mut allowed = read::<JoinToken>(&self.draft, &record)?
-            .filter(|allowed| allowed.digest == *digest)
-            .ok_or(Reject::JoinRefused)?;
-        let (removed, members): (Vec<_>, Vec<_>) = crate::view::members(&self.draft)?
-            .into_iter()
-            .partition(|member| member.standing == Standing::Removed);
-        // A removed node's id is spent: should the node come back, it is a new one.
-        let mut joins = crate::view::joins(&self.draft)?;
-        joins.retain(|join| removed.iter().all(|member| member.node != join.node));
-        // The same node asking again, after it lost the answer, gets its id again.
-        if let Some(position) = joins.iter().position(|join| {
-            join.token == *token
-                && join.statement.identity == *identity
-                && join.statement.enrolment == *enrolment
-        }) {
-            return Ok(Receipt::Join(Box::new(joins.swap_remove(position))));
-        }
-        let fits = allowed.expires_at > self.now
-            && allowed.uses_left > 0
-            && allowed.fits(name)
-            && allowed.zone.as_ref().is_none_or(|only| zone.as_ref() == Some(only));
-        if !fits {
-            return Err(Reject::JoinRefused.into());
-        }
-        let taken = members.iter().any(|member| member.name == *name)
-            || joins.iter().any(|join| join.statement.name == *name);
-        if taken {
-            return Err(Reject::AlreadyExists(format!("the node {name}")).into());
-        }
-        // Two members in one slot would count as two copies of the KEK and be lost as one.
-        let same = |other: &Statement| other.identity == *identity || other.enrolment == *enrolment;
-        let admitted = |member: &Member| decode(&member.statement).is_ok_and(|other| same(&other));
-        if members.iter().any(admitted) || joins.iter().any(|join| same(&join.statement)) {
-            return Err(Reject::AlreadyExists("a node with these public keys".into()).into());
-        }
-        allowed.uses_left -= 1;
-        self.draft.put(record, &allowed);
-        let node = cluster.next_node;
-        cluster.next_node = NodeId(node.0.saturating_add(1));
-        self.draft.put(at::cluster(), &cluster);
-        let join = Join {
-            node,
-            token: *token,
-            statement: Statement {
-                lineage: cluster.lineage,
-                node,
-                name: name.clone(),
-                enrolment: enrolment.clone(),
-                identity: identity.clone(),
-            },
-            api_address: api_address.clone(),
-            peer_address: peer_address.clone(),
-            zone: zone.clone(),
-            vote: allowed.vote,
-            status: JoinStatus::AwaitingApproval,
-            requested_at: self.now,
-        };
-        self.draft.put(at::join_request(node), &join);
-        Ok(Receipt::Join(Box::new(join)))
-    }
-
-    /// The signatures are verified by every node that reads them, not here.
-    pub(super) fn approve_join(
-        &mut self,
-        node: NodeId,
-        statement: &[u8],
-        signatures: &[Signature],
-    ) -> Result<Receipt, Stop> {
-        let mut cluster = self.cluster()?;
-        let record = at::join_request(node);
-        let mut join = read::<Join>(&self.draft, &record)?
-            .ok_or_else(|| Reject::NotFound(format!("the join of node {node}")))?;
-        if join.status == JoinStatus::Approved {
-            return Err(Reject::WrongState("the join is approved already".into()).into());
-        }
-        if decode::<Statement>(statement).ok().as_ref() != Some(&join.statement) {
-            return Err(Reject::Invalid("the statement is not about this node".into()).into());
-        }
-        join.status = JoinStatus::Approved;
-        self.draft.put(record, &join);
-        let member = Member {
-            node,
-            name: join.statement.name.clone(),
-            statement: statement.to_vec(),
-            signatures: signatures.to_vec(),
-            api_address: join.api_address.clone(),
-            peer_address: join.peer_address.clone(),
-            zone: join.zone.clone(),
-            vote: join.vote,
-            standing: Standing::Admitted,
-            joined_at: self.now,
-        };
-        self.draft.put(at::member(node), &member);
-        cluster.revision = self.revision;
-        self.draft.put(at::cluster(), &cluster);
-        Ok(Receipt::Member(Box::new(member)))
-    }
-
     pub(super) fn set_standing(&mut self, node: NodeId, to: Standing) -> Result<Receipt, Stop> {
         let mut member = self.member(node)?;
         if member.standing == Standing::Removed {
@@ -206,7 +91,7 @@ impl<R: Records> Applying<'_, R> {
             .ok_or_else(|| Reject::NotFound(format!("node {node}")))?)
     }
 
-    fn put_member(&mut self, member: &Member) -> Result<Receipt, Stop> {
+    pub(super) fn put_member(&mut self, member: &Member) -> Result<Receipt, Stop> {
         let mut cluster = self.cluster()?;
         cluster.revision = self.revision;
         self.draft.put(at::cluster(), &cluster);

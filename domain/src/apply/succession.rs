@@ -80,7 +80,7 @@ impl<R: Records> Applying<'_, R> {
     }
 
     fn replace_members(&mut self, records: &R, member: &Member) -> Result<(), Stop> {
-        for table in [at::MEMBER, at::JOIN, at::JOIN_TOKEN] {
+        for table in [at::MEMBER, at::JOIN, at::JOIN_TOKEN, at::ENROLMENT, at::GRANT] {
             self.drop_table(records, table)?;
         }
         let member = Member { joined_at: self.now, ..member.clone() };

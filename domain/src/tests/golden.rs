@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use super::samples;
 use crate::apply::memory::{Answered, Expiring, Memory};
 use crate::{
-    Authority, Change, Cluster, Command, Exposure, Join, JoinToken, KekEpoch, KekPolicy, Key,
-    KeyVersion, Kit, KitStatement, Member, Namespace, Outcome, Settings, Statement, Succession,
-    Time, Token, TokenId, Undecodable, decode, encode,
+    Authority, Change, Cluster, Command, Enrolment, Exposure, Grant, GrantStatement, Join,
+    JoinToken, KekEpoch, KekPolicy, Key, KeyVersion, Kit, KitStatement, Member, Namespace, Outcome,
+    Settings, Statement, Succession, Time, Token, TokenId, Undecodable, Voucher, decode, encode,
 };
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
@@ -62,6 +62,8 @@ fn records(house: super::house::House) -> Vec<Sample> {
                 25 => again::<KekPolicy>,
                 26 => again::<Exposure>,
                 27 => again::<()>,
+                29 => again::<Enrolment>,
+                30 => again::<Grant>,
                 other => panic!("table {other} is not known here"),
             },
             name: hex::encode(record),
@@ -96,10 +98,16 @@ fn outcomes() -> Vec<Sample> {
 fn statements() -> Vec<Sample> {
     let statement = super::house::statement(2);
     let bytes = statement.to_bytes();
+    let Change::GrantJoins { grant, .. } = super::house::grant(50, |_| {}) else {
+        panic!("it grants")
+    };
+    let voucher = Voucher { grant: grant.clone(), signature: vec![8; 64] };
     let Change::PinKit { kit } = super::house::kit(40, |_| {}) else { panic!("it pins a kit") };
     vec![
         Sample { name: "statement".into(), bytes, again: again::<Statement> },
         Sample { name: "kit".into(), bytes: kit.statement, again: again::<KitStatement> },
+        Sample { name: "grant".into(), bytes: grant.statement, again: again::<GrantStatement> },
+        Sample { name: "voucher".into(), bytes: encode(&voucher), again: again::<Voucher> },
     ]
 }
 
@@ -111,6 +119,8 @@ fn all() -> Vec<Sample> {
         records(samples::life_of_3().0),
         commands(samples::commands_of_3()),
         commands(samples::commands_of_an_heir()),
+        records(samples::life_of_enrolment().0),
+        commands(samples::commands_of_enrolment()),
         outcomes(),
         statements(),
     ]
@@ -142,6 +152,7 @@ fn records_are_the_golden_ones() {
     compare("records-2.txt", records(samples::life_of_2().0));
     compare("records-3.txt", records(samples::life_of_3().0));
     compare("records-heir.txt", records(samples::life_of_an_heir().0));
+    compare("records-enrolment.txt", records(samples::life_of_enrolment().0));
 }
 
 #[test]
@@ -150,6 +161,7 @@ fn commands_are_the_golden_ones() {
     compare("commands-2.txt", commands(samples::commands_of_2()));
     compare("commands-3.txt", commands(samples::commands_of_3()));
     compare("commands-heir.txt", commands(samples::commands_of_an_heir()));
+    compare("commands-enrolment.txt", commands(samples::commands_of_enrolment()));
 }
 
 #[test]

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::records::at::{self, Due};
 use crate::{
-    Algorithm, Authority, Callers, Cause, Change, ClusterId, Command, CreateKey, Epoch, EpochState,
-    Idempotency, Initialise, KekId, Key, KeyId, KeyState, KeyVersion, Kit, KitId, KitStatement,
-    Lineage, Member, Namespace, NewEpoch, NoSuccession, NodeId, Operation, Operators, Outcome,
-    Plan, Principal, Purpose, Receipt, Records, Reject, Revision, Role, Signature, Span, Standing,
-    Statement, Target, Time, Token, TokenId, Version, VersionState, Vote, Wrapped, apply, decode,
-    encode, view,
+    Algorithm, Application, Authority, Callers, Cause, Change, ClusterId, Command, CreateKey,
+    Epoch, EpochState, Grant, GrantStatement, Idempotency, Initialise, KekId, Key, KeyId, KeyState,
+    KeyVersion, Kit, KitId, KitStatement, Lineage, Member, Namespace, NewEpoch, NoSuccession,
+    NodeId, Operation, Operators, Outcome, Plan, Principal, Purpose, Receipt, Records, Reject,
+    Revision, Role, Signature, Span, Standing, Statement, Target, Time, Token, TokenId, Version,
+    VersionState, Vote, Wrapped, apply, decode, encode, view,
 };
 
 pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -508,6 +508,52 @@ pub(super) fn ask(token: u64, number: u64, with: impl FnOnce(&mut Ask)) -> Chang
 pub(super) fn approve(statement: &Statement) -> Change {
     let (node, signatures) = (statement.node, vec![signature()]);
     Change::ApproveJoin { node, statement: statement.to_bytes(), signatures }
+}
+
+/// As [`ask`], by a node whose slot answered the challenge of node 1.
+pub(super) fn apply_to_join(
+    token: u64,
+    number: u64,
+    with: impl FnOnce(&mut Application),
+) -> Change {
+    let (enrolment, identity) = public_keys(number);
+    let mut asked = Application {
+        token: TokenId(id(token)),
+        digest: [u8::try_from(token).unwrap(); 32],
+        name: format!("n{number}"),
+        enrolment,
+        identity,
+        api_address: "127.0.0.1:8453".into(),
+        peer_address: "127.0.0.1:8454".into(),
+        zone: Some("a".into()),
+        replaces: None,
+        proved_to: N1,
+    };
+    with(&mut asked);
+    Change::ApplyToJoin(Box::new(asked))
+}
+
+/// A grant with the bounds of [`join_token`].
+pub(super) fn grant(token: u64, with: impl FnOnce(&mut GrantStatement)) -> Change {
+    let mut statement = GrantStatement {
+        lineage: Lineage(id(2)),
+        token: TokenId(id(token)),
+        key: [7; 32],
+        name: None,
+        name_pattern: None,
+        zone: None,
+        vote: Vote::Voter,
+        uses: 9,
+        expires_at: BEGIN.plus(Span::from_hours(24 * 7)),
+    };
+    with(&mut statement);
+    let grant = Grant { statement: statement.to_bytes(), signatures: vec![signature()] };
+    Change::GrantJoins { token: TokenId(id(token)), grant }
+}
+
+pub(super) fn admit_granted(statement: &Statement) -> Change {
+    let (node, signatures) = (statement.node, vec![signature()]);
+    Change::AdmitGranted { node, statement: statement.to_bytes(), signatures }
 }
 
 /// The fields of `Change::CreateJoinToken` that stories change.

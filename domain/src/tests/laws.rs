@@ -255,7 +255,11 @@ fn blobs(change: &mut Change) -> Vec<&mut Wrapped> {
         | Change::DropKit { .. }
         | Change::ProposeEscrowedEpoch { .. }
         | Change::PatchKekPolicy { .. }
-        | Change::EvictLost { .. } => Vec::new(),
+        | Change::EvictLost { .. }
+        | Change::ApplyToJoin(_)
+        | Change::GrantJoins { .. }
+        | Change::AdmitGranted { .. }
+        | Change::RevokeJoinToken { .. } => Vec::new(),
     }
 }
 

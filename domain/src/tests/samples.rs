@@ -6,7 +6,7 @@ use super::house::*;
 use crate::{
     Answer, Change, Command, Epoch, KekPolicy, KekPolicyPatch, KeyPatch, KeyState, KitId,
     NextVersion, NodeId, Outcome, Principal, Receipt, Reject, Revision, Rewrap, SettingsPatch,
-    Standing, TokenId, Version, view,
+    Standing, Statement, TokenId, Version, view,
 };
 
 /// The name of a change. A new variant does not compile without one, nor pass without a sample.
@@ -46,10 +46,14 @@ pub(super) fn name(change: &Change) -> &'static str {
         Change::PatchKekPolicy { .. } => "patch-kek-policy",
         Change::EvictLost { .. } => "evict-lost",
         Change::RotateExposed { .. } => "rotate-exposed",
+        Change::ApplyToJoin(_) => "apply-to-join",
+        Change::GrantJoins { .. } => "grant-joins",
+        Change::AdmitGranted { .. } => "admit-granted",
+        Change::RevokeJoinToken { .. } => "revoke-join-token",
     }
 }
 
-pub(super) const CHANGES: usize = 34;
+pub(super) const CHANGES: usize = 38;
 
 /// A life of a cluster in which every change is accepted once at least, in the order of the log.
 /// Most are told by a caller who names every third of them.
@@ -193,6 +197,42 @@ pub(super) fn commands_of_3() -> Vec<Command> {
     .collect()
 }
 
+/// How the life of [`commands_of_2`] goes on with enrolments of format 3.
+pub(super) fn commands_of_enrolment() -> Vec<Command> {
+    let (mut house, _) = life_of_2();
+    house.now = BEGIN.plus(DAY);
+    // None that is remembered.
+    house.operations = 100;
+    let next = view::cluster(&house.records).unwrap().unwrap().next_node;
+    let (replaced, granted) = (next, NodeId(next.0 + 1));
+    let statement =
+        |node: NodeId, name: &str| Statement { node, name: name.into(), ..statement(node.0) };
+    [
+        Change::SwitchFormat { to: 3 },
+        join_token(50, |token| token.uses = 2),
+        grant(50, |grant| grant.uses = 2),
+        apply_to_join(50, replaced.0, |asked| {
+            asked.name = "n2".into();
+            asked.replaces = Some(N2);
+        }),
+        approve(&statement(replaced, "n2")),
+        apply_to_join(50, granted.0, |_| {}),
+        admit_granted(&statement(granted, &format!("n{granted}"))),
+        join_token(51, |_| {}),
+        Change::RevokeJoinToken { id: TokenId(id(51)) },
+    ]
+    .into_iter()
+    .map(|change| house.command(change))
+    .collect()
+}
+
+/// What [`commands_of_enrolment`] leaves.
+pub(super) fn life_of_enrolment() -> (House, Vec<Outcome>) {
+    let (mut house, mut outcomes) = life_of_2();
+    outcomes.extend(commands_of_enrolment().iter().map(|command| house.run(command)));
+    (house, outcomes)
+}
+
 /// What the life of [`commands`] leaves, and what was answered on the way.
 pub(super) fn life() -> (House, Vec<Outcome>) {
     let mut house = House::empty();
@@ -308,7 +348,15 @@ fn the_life_has_one_of_every_change_and_all_are_accepted() {
     let (_, mut outcomes) = life_of_3();
     let before = commands().len() + commands_of_2().len();
     outcomes.extend(of_an_heir.into_iter().skip(before));
-    let commands = [commands(), commands_of_2(), commands_of_3(), commands_of_an_heir()].concat();
+    outcomes.extend(life_of_enrolment().1.into_iter().skip(before));
+    let commands = [
+        commands(),
+        commands_of_2(),
+        commands_of_3(),
+        commands_of_an_heir(),
+        commands_of_enrolment(),
+    ]
+    .concat();
     for (command, outcome) in commands.iter().zip(&outcomes) {
         assert!(outcome.is_ok(), "{outcome:?}: {command:?}");
     }
