@@ -7,7 +7,7 @@ use custody::cluster::{
     NodeStatus, NodeView,
 };
 use custody::{Changed, Custody, RecoveryPath};
-use domain::{EpochState, Join, JoinStatus, Member, NodeId, Standing};
+use domain::{Enrolment, EpochState, Join, JoinStatus, JoinToken, Member, NodeId, Standing};
 use wire::{NodeHsm, StateDigest};
 
 use crate::call::Call;
@@ -39,9 +39,29 @@ pub(crate) async fn create_join_token(custody: Custody, call: Arc<Call>) -> Answ
 /// Those that wait for an operator.
 pub(crate) async fn joins(custody: Custody, call: Arc<Call>) -> Answer {
     Reply::seen(custody.joins(&call.context).await?, |joins| {
-        let waiting = joins.into_iter().filter(|join| join.status == JoinStatus::AwaitingApproval);
+        let waits = |(join, _): &(Join, _)| join.status == JoinStatus::AwaitingApproval;
+        let waiting = joins.into_iter().filter(waits);
         Reply::json(&wire::Joins { joins: waiting.map(rendered_join).collect() })
     })
+}
+
+pub(crate) async fn join_tokens(custody: Custody, call: Arc<Call>) -> Answer {
+    Reply::seen(custody.join_tokens(&call.context).await?, |tokens| {
+        let join_tokens = tokens.into_iter().map(rendered_token).collect();
+        Reply::json(&wire::JoinTokens { join_tokens })
+    })
+}
+
+pub(crate) async fn grant_joins(custody: Custody, call: Arc<Call>) -> Answer {
+    let wire::GrantJoins { statement, signatures } = call.json()?;
+    let token = call.token_id()?;
+    let granted = custody.grant_joins(&call.context, token, statement.0, &signatures.0).await?;
+    Reply::changed(granted, |()| Ok(Reply::done()))
+}
+
+pub(crate) async fn revoke_join_token(custody: Custody, call: Arc<Call>) -> Answer {
+    let revoked = custody.revoke_join_token(&call.context, call.token_id()?).await?;
+    Reply::changed(revoked, |()| Ok(Reply::done()))
 }
 
 pub(crate) async fn approve(custody: Custody, call: Arc<Call>) -> Answer {
@@ -99,7 +119,8 @@ pub(crate) async fn snapshot(custody: Custody, call: Arc<Call>) -> Answer {
 fn new_join_token(body: wire::CreateJoinToken) -> Result<NewJoinToken, Refusal> {
     if body.auto_approve == Some(true) {
         return Err(Refusal::invalid(
-            "`auto_approve`: a node is admitted by an operator's signature, never by a token alone",
+            "`auto_approve`: a token admits nobody before operators signed a grant for it: make it, then \
+             `POST /v1/cluster/join-tokens/{id}/grant`",
         ));
     }
     Ok(NewJoinToken {
@@ -250,7 +271,20 @@ fn node(view: NodeView, format_max: Option<u16>, found: Option<NodeRecovery>) ->
     }
 }
 
-fn rendered_join(join: Join) -> wire::Join {
+fn rendered_token((token, granted): (JoinToken, bool)) -> wire::JoinTokenStatus {
+    wire::JoinTokenStatus {
+        id: token.id.to_string(),
+        name: token.name,
+        name_pattern: token.name_pattern,
+        zone: token.zone,
+        role: render::member_role(token.vote),
+        uses_left: token.uses_left,
+        expires_at: render::time(token.expires_at),
+        auto_approve: granted,
+    }
+}
+
+fn rendered_join((join, enrolment): (Join, Option<Enrolment>)) -> wire::Join {
     wire::Join {
         id: join.node.to_string(),
         name: join.statement.name.clone(),
@@ -259,6 +293,8 @@ fn rendered_join(join: Join) -> wire::Join {
         fingerprint: join.statement.fingerprint(),
         statement: join.statement.to_bytes().into(),
         requested_at: render::time(join.requested_at),
+        replaces: enrolment.as_ref().and_then(|known| known.replaces).map(|node| node.0),
+        proved_to: enrolment.map(|known| known.proved_to.0),
     }
 }
 

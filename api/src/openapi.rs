@@ -191,6 +191,8 @@ mod tests {
     const CONTRACT: &str = "
         GET /v1/sys/live  GET /v1/sys/ready  GET /v1/sys/health
         GET /v1/cluster  POST /v1/cluster/join-tokens  GET /v1/cluster/joins
+        GET /v1/cluster/join-tokens  DELETE /v1/cluster/join-tokens/{id}
+        POST /v1/cluster/join-tokens/{id}/grant
         POST /v1/cluster/joins/{id}/approve  DELETE /v1/cluster/nodes/{id}
         POST /v1/cluster/transfer-leader  POST /v1/cluster/nodes/{id}/cordon
         POST /v1/cluster/nodes/{id}/uncordon  POST /v1/cluster/rotate-kek

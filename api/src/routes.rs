@@ -39,6 +39,12 @@ pub(crate) fn table() -> Table<Custody> {
             .answers::<wire::ClusterStatus>(), cluster::show)
         .on(post("/v1/cluster/join-tokens", "create_join_token", "Make a token with which nodes ask to join")
             .takes::<wire::CreateJoinToken>().creates::<wire::JoinToken>(), cluster::create_join_token)
+        .on(get("/v1/cluster/join-tokens", "list_join_tokens", "The join tokens, without their secrets")
+            .answers::<wire::JoinTokens>(), cluster::join_tokens)
+        .on(delete("/v1/cluster/join-tokens/{id}", "revoke_join_token", "Revoke a join token, and its grant"),
+            cluster::revoke_join_token)
+        .on(post("/v1/cluster/join-tokens/{id}/grant", "grant_joins", "Let a join token admit, by operators' signatures")
+            .takes::<wire::GrantJoins>(), cluster::grant_joins)
         .on(get("/v1/cluster/joins", "list_joins", "The nodes that wait to be admitted")
             .answers::<wire::Joins>(), cluster::joins)
         .on(post("/v1/cluster/joins/{id}/approve", "approve_join", "Admit a node by an operator's signature")

@@ -1,28 +1,28 @@
 //! `cluster`: members, joins, leadership, the KEK and settings.
 
-use std::fs;
-use std::path::PathBuf;
-
-use clap::{Args, Subcommand, ValueHint};
-use client::Client;
-use crypto::sign::{MEMBER, OperatorKey};
+use clap::{Args, Subcommand};
 use wire::{
-    Approve as ApproveBody, BackupStatus, Bytes64, ClusterStatus, CreateJoinToken, FormatWait,
-    FormatWaitReason, Join, Joins, MemberRole, NodeId, NodeStatus, Patch, RecoveryKitStatus,
-    Settings, SettingsPatch, Span,
+    BackupStatus, ClusterStatus, FormatWait, FormatWaitReason, NodeId, NodeStatus, Patch,
+    RecoveryKitStatus, Settings, SettingsPatch, Span,
 };
-use zeroize::Zeroizing;
 
+use crate::enrolment::{self, Approve, JoinToken};
 use crate::output::{confirm, facts, or_dash, rows};
-use crate::statement::Statement;
 use crate::{Failure, Global};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show members, the KEK and what the cluster survives
     Status,
-    /// Create a token with which a node may ask to join
+    /// Create a token with which a node may ask to join, or with which it is admitted
     JoinToken(JoinToken),
+    /// List the join tokens, without their secrets
+    JoinTokens,
+    /// Have nobody join with a token any more
+    RevokeJoinToken {
+        /// Its id
+        token: String,
+    },
     /// List the nodes that ask to join
     Joins,
     /// Sign a joining node's statement with an operator key, and admit it
@@ -56,44 +56,6 @@ pub enum Command {
 }
 
 #[derive(Args, Debug)]
-pub struct JoinToken {
-    /// The one node name it is for
-    #[arg(long)]
-    name: Option<String>,
-    /// Node names it is for, `*` standing for any characters
-    #[arg(long, conflicts_with = "name")]
-    name_pattern: Option<String>,
-    #[arg(long)]
-    zone: Option<String>,
-    /// voter or learner
-    #[arg(long)]
-    role: Option<MemberRole>,
-    /// How many nodes may join with it
-    #[arg(long)]
-    uses: Option<u32>,
-    #[arg(long, value_name = "DURATION", default_value = "1h")]
-    ttl: Span,
-    /// Admit without asking, where the cluster allows it
-    #[arg(long)]
-    auto_approve: bool,
-}
-
-#[derive(Args, Debug)]
-pub struct Approve {
-    /// The id of the join, or the node's name; may be left out when only one asks
-    join: Option<String>,
-    /// The operator's private key (Ed25519, PKCS#8 PEM)
-    #[arg(long, env = "STRONGROOM_OPERATOR_KEY", value_name = "FILE", value_hint = ValueHint::FilePath)]
-    operator_key: PathBuf,
-    /// The fingerprint the joining node printed; nothing is signed when it differs
-    #[arg(long)]
-    fingerprint: Option<String>,
-    /// Do not ask
-    #[arg(long, short)]
-    yes: bool,
-}
-
-#[derive(Args, Debug)]
 pub struct SetSettings {
     /// The shortest time between scheduling a destruction and destroying
     #[arg(long, value_name = "DURATION")]
@@ -108,12 +70,21 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
     match command {
         Command::Status => global.show(&client.cluster().await?, describe),
         Command::JoinToken(token) => {
-            let made = client.create_join_token(&token.body()).await?;
+            let made = token.run(&client).await?;
             global
                 .show(&made, |made| facts([("id", made.id.clone()), ("token", made.token.clone())]))
         }
+        Command::JoinTokens => {
+            let all = wire::JoinTokens { join_tokens: client.join_tokens().await? };
+            global.show(&all, |all| enrolment::tokens_table(&all.join_tokens))
+        }
+        Command::RevokeJoinToken { token } => {
+            client.revoke_join_token(&token).await?;
+            done(&format!("revoked the join token {token}"))
+        }
         Command::Joins => {
-            global.show(&Joins { joins: client.joins().await? }, |all| joins_table(&all.joins))
+            let all = wire::Joins { joins: client.joins().await? };
+            global.show(&all, |all| enrolment::joins_table(&all.joins))
         }
         Command::Approve(approve) => approve.run(&client).await,
         Command::Remove { node, force, yes } => {
@@ -167,20 +138,6 @@ fn done(what: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-impl JoinToken {
-    fn body(self) -> CreateJoinToken {
-        CreateJoinToken {
-            name: self.name,
-            name_pattern: self.name_pattern,
-            zone: self.zone,
-            role: self.role,
-            uses: self.uses,
-            ttl: self.ttl,
-            auto_approve: self.auto_approve.then_some(true),
-        }
-    }
-}
-
 impl SetSettings {
     fn patch(&self) -> SettingsPatch {
         SettingsPatch {
@@ -188,86 +145,6 @@ impl SetSettings {
             idempotency_window: self.idempotency_window.map_or(Patch::Keep, Patch::Set),
         }
     }
-}
-
-impl Approve {
-    async fn run(self, client: &Client) -> Result<(), Failure> {
-        let path = self.operator_key.display();
-        let pem = fs::read_to_string(&self.operator_key)
-            .map(Zeroizing::new)
-            .map_err(|error| Failure::local(format_args!("can not read {path}: {error}")))?;
-        let key = OperatorKey::from_pem(&pem)
-            .map_err(|error| Failure::local(format_args!("{path}: {error}")))?;
-
-        let joins = client.joins().await?;
-        let join = pick(&joins, self.join.as_deref())?;
-        let statement = Statement::parse(&join.statement.0).map_err(Failure::local)?;
-        let fingerprint = statement.fingerprint();
-        if fingerprint != join.fingerprint || statement.name != join.name {
-            return Err(Failure::local(format_args!(
-                "the server shows node {:?} with fingerprint {}, but the statement to be signed is for \
-                 {:?} with {fingerprint}: do not trust that server",
-                join.name, join.fingerprint, statement.name,
-            )));
-        }
-        eprintln!(
-            "{}",
-            facts([
-                ("join", join.id.clone()),
-                ("node", format!("{} {}", statement.node, statement.name)),
-                ("zone", or_dash(join.zone.clone())),
-                ("role", join.role.to_string()),
-                ("lineage", hex::encode(statement.lineage)),
-                ("requested", join.requested_at.to_string()),
-                ("fingerprint", fingerprint.clone()),
-            ])
-        );
-        match self.fingerprint.as_deref().map(str::trim) {
-            Some(expected) if expected == fingerprint => {}
-            Some(expected) => {
-                return Err(Failure::local(format_args!(
-                    "expected fingerprint {expected}, got {fingerprint}: nothing is signed"
-                )));
-            }
-            None => confirm("Is this the fingerprint that the node shows?", self.yes)?,
-        }
-        let signature = key.sign(MEMBER, &join.statement.0).to_vec();
-        let body = ApproveBody { statement: join.statement.clone(), signature: Bytes64(signature) };
-        client.approve(&join.id, &body).await?;
-        done(&format!("approved {}", join.name))
-    }
-}
-
-fn pick<'a>(joins: &'a [Join], asked: Option<&str>) -> Result<&'a Join, Failure> {
-    let fits = |join: &&Join| asked.is_none_or(|asked| asked == join.id || asked == join.name);
-    let mut matching = joins.iter().filter(fits);
-    match (matching.next(), matching.next()) {
-        (Some(join), None) => Ok(join),
-        (None, _) => Err(Failure::local(match asked {
-            Some(asked) => format!("nobody asks to join as {asked:?}"),
-            None => "nobody asks to join".to_owned(),
-        })),
-        (Some(_), Some(_)) => Err(Failure::local(format!(
-            "several ask to join, name one by its id\n{}",
-            joins_table(joins)
-        ))),
-    }
-}
-
-fn joins_table(joins: &[Join]) -> String {
-    rows(
-        ["ID", "NAME", "ZONE", "ROLE", "REQUESTED", "FINGERPRINT"],
-        joins.iter().map(|join| {
-            [
-                join.id.clone(),
-                join.name.clone(),
-                or_dash(join.zone.clone()),
-                join.role.to_string(),
-                join.requested_at.to_string(),
-                join.fingerprint.clone(),
-            ]
-        }),
-    )
 }
 
 fn succession(before: &wire::Succession) -> String {

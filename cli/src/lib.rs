@@ -8,6 +8,7 @@
 pub mod backup;
 mod bench;
 mod cluster;
+mod enrolment;
 mod failure;
 mod file;
 mod global;

@@ -91,6 +91,42 @@ impl KitStatement<'_> {
     }
 }
 
+/// What operators sign so that a join token admits, as the domain reads it.
+#[derive(Clone, Debug)]
+pub(crate) struct GrantStatement<'a> {
+    pub(crate) lineage: [u8; LINEAGE],
+    pub(crate) token: [u8; 16],
+    /// Ed25519; whoever holds the private half admits.
+    pub(crate) key: [u8; 32],
+    pub(crate) name: Option<&'a str>,
+    pub(crate) name_pattern: Option<&'a str>,
+    pub(crate) zone: Option<&'a str>,
+    pub(crate) votes: bool,
+    pub(crate) uses: u32,
+    /// Milliseconds since the epoch.
+    pub(crate) expires_at: u64,
+}
+
+impl GrantStatement<'_> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![FORMAT];
+        bytes.extend_from_slice(&self.lineage);
+        bytes.extend_from_slice(&self.token);
+        bytes.extend_from_slice(&self.key);
+        for field in [self.name, self.name_pattern, self.zone] {
+            bytes.push(u8::from(field.is_some()));
+            if let Some(text) = field {
+                varint(text.len() as u64, &mut bytes);
+                bytes.extend_from_slice(text.as_bytes());
+            }
+        }
+        bytes.push(u8::from(self.votes));
+        varint(self.uses.into(), &mut bytes);
+        varint(self.expires_at, &mut bytes);
+        bytes
+    }
+}
+
 fn varint(mut number: u64, bytes: &mut Vec<u8>) {
     while number >= 0x80 {
         bytes.push(0x80 | number.to_le_bytes()[0]);
@@ -182,6 +218,29 @@ mod tests {
             public: &[40; 422],
             threshold: 2,
             shares: 3,
+        };
+        assert_eq!(hex::encode(statement.to_bytes()), line);
+    }
+
+    #[test]
+    fn a_grant_is_written_as_the_domain_reads_it() {
+        let golden = include_str!("../../domain/tests/golden/statements.txt");
+        let line = golden.lines().find_map(|line| line.strip_prefix("grant ")).unwrap();
+        let id = |number: u8| {
+            let mut id = [0xa5; 16];
+            id[8..].copy_from_slice(&u64::from(number).to_be_bytes());
+            id
+        };
+        let statement = GrantStatement {
+            lineage: id(2),
+            token: id(50),
+            key: [7; 32],
+            name: None,
+            name_pattern: Some("kms-*"),
+            zone: Some("a"),
+            votes: true,
+            uses: 9,
+            expires_at: 1_700_000_000_000 + 7 * 24 * 3_600_000,
         };
         assert_eq!(hex::encode(statement.to_bytes()), line);
     }

@@ -7,11 +7,11 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use wire::recipient::{self, Sealed};
 use wire::{
     Answer, Approve, Ciphertext, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
-    CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, Health, Input, Join, JoinToken, Joins,
-    Kek, Key, Keys, ListKeys, MakeBackup, NodeId, Outcome, Page, PinRecoveryKit, Plaintext,
-    Problem, Random, RandomRequest, RecoveryKit, RecoveryKits, Reencrypt, ScheduleDestruction,
-    Settings, SettingsPatch, Snapshot, Token, Tokens, Tombstones, TransferLeader, UpdateKey,
-    Version, Versions,
+    CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, GrantJoins, Health, Input, Join,
+    JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, Key, Keys, ListKeys, MakeBackup, NodeId,
+    Outcome, Page, PinRecoveryKit, Plaintext, Problem, Random, RandomRequest, RecoveryKit,
+    RecoveryKits, Reencrypt, ScheduleDestruction, Settings, SettingsPatch, Snapshot, Token, Tokens,
+    Tombstones, TransferLeader, UpdateKey, Version, Versions,
 };
 
 use crate::request::{Answered, encode};
@@ -41,6 +41,20 @@ impl Client {
 
     pub async fn create_join_token(&self, body: &CreateJoinToken) -> Result<JoinToken, Error> {
         self.change("/v1/cluster/join-tokens", Some(body)).await
+    }
+
+    pub async fn join_tokens(&self) -> Result<Vec<JoinTokenStatus>, Error> {
+        let JoinTokens { join_tokens } = self.read("/v1/cluster/join-tokens").await?;
+        Ok(join_tokens)
+    }
+
+    pub async fn grant_joins(&self, token: &str, body: &GrantJoins) -> Result<(), Error> {
+        self.do_it(&format!("/v1/cluster/join-tokens/{}/grant", encode(token)), Some(body)).await
+    }
+
+    pub async fn revoke_join_token(&self, id: &str) -> Result<(), Error> {
+        let path = format!("/v1/cluster/join-tokens/{}", encode(id));
+        self.call::<IgnoredAny>(self.changing(Method::DELETE, path)?).await.map(drop)
     }
 
     pub async fn joins(&self) -> Result<Vec<Join>, Error> {

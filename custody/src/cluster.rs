@@ -4,9 +4,11 @@
 //! plain function what is next, and does that; none remembers anything that the state does not say
 //! again, so a loop may be lost with its node at any point.
 
+mod admission;
 mod authority;
 mod ceremony;
 mod certificates;
+mod challenge;
 mod clock;
 mod formats;
 mod health;
@@ -92,6 +94,7 @@ pub struct State {
     /// The newest format that each member reads, while there is one to switch to.
     formats: Mutex<BTreeMap<NodeId, u16>>,
     kits: Mutex<kits::Believed>,
+    challenges: challenge::Open,
     ticking: tokio::sync::Mutex<()>,
     wake: Notify,
     issued: watch::Sender<Option<Arc<Issued>>>,
@@ -109,6 +112,7 @@ impl State {
             damaged: Mutex::default(),
             formats: Mutex::default(),
             kits: Mutex::default(),
+            challenges: challenge::Open::default(),
             ticking: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             issued: watch::Sender::new(None),

@@ -58,4 +58,7 @@ pub(crate) struct Join {
     pub(crate) token: String,
     /// Peer addresses of members.
     pub(crate) addresses: Vec<String>,
+    /// Take the place of the member of this name, whose slot is lost.
+    #[serde(default)]
+    pub(crate) replace: bool,
 }

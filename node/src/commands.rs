@@ -10,9 +10,9 @@ use cli::kit::NewKit;
 use crypto::sign::OperatorKey;
 use hsm::Slot;
 
-use crate::admin::AdminClient;
+use crate::admin::{self, AdminClient};
 use crate::config::Config;
-use crate::server::open_slot;
+use crate::server::{REPLACEABLE, open_slot};
 use crate::{environment, membership};
 
 #[derive(clap::Args, Debug)]
@@ -49,6 +49,10 @@ pub(crate) struct Join {
     /// The peer address of a member; more than one may be given
     #[arg(long = "peer", value_name = "HOST:PORT", required = true)]
     peers: Vec<String>,
+    /// The node's slot is lost, and another one is in its place: join as a new node of the same name,
+    /// and have the old one removed. Data of the old one is put aside, not deleted
+    #[arg(long)]
+    replace: bool,
 }
 
 #[derive(clap::Args, Debug)]
@@ -110,14 +114,18 @@ pub(crate) async fn join(join: Join) -> ExitCode {
     done(ask_to_join(join).await)
 }
 
-async fn ask_to_join(Join { config, token, peers }: Join) -> Result<(), String> {
-    let admin = admin(&config)?;
+async fn ask_to_join(Join { config, token, peers, replace }: Join) -> Result<(), String> {
+    let admin = admin_at(&config)?;
     let token = if token == "-" {
         std::io::read_to_string(std::io::stdin()).map_err(|error| error.to_string())?
     } else {
         token
     };
-    admin.join(token.trim(), &peers).await?;
+    let join = admin::Join { token: token.trim().into(), addresses: peers, replace };
+    if replace {
+        make_room(&admin, &join).await?;
+    }
+    admin.join(&join).await?;
     let mut told = None;
     loop {
         let node = admin.node().await?;
@@ -129,7 +137,7 @@ async fn ask_to_join(Join { config, token, peers }: Join) -> Result<(), String> 
                     eprintln!("{} serves as node {}", node.name, node.node_id.unwrap_or_default());
                     return Ok(());
                 }
-                ("uninitialised", Some(why)) => return Err(why.clone()),
+                ("uninitialised" | REPLACEABLE, Some(why)) => return Err(why.clone()),
                 ("awaiting_approval", _) => eprintln!(
                     "an operator has to approve {} with the fingerprint\n  {}",
                     node.name, node.fingerprint
@@ -143,10 +151,35 @@ async fn ask_to_join(Join { config, token, peers }: Join) -> Result<(), String> 
     }
 }
 
+/// Has a server that still runs as the member step down from that: it starts again, finds the new
+/// slot, and waits to be told what to do.
+async fn make_room(admin: &AdminClient, join: &admin::Join) -> Result<(), String> {
+    const RESTART: Duration = Duration::from_mins(2);
+    let node = admin.node().await?;
+    if matches!(node.phase.as_str(), "uninitialised" | REPLACEABLE) {
+        return Ok(());
+    }
+    eprintln!("{} stops being node {}", node.name, node.node_id.unwrap_or_default());
+    admin.join(join).await?;
+    let give_up = tokio::time::Instant::now() + RESTART;
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // While it starts again nobody answers.
+        let why = match admin.node().await {
+            Ok(node) if node.phase == REPLACEABLE => return Ok(()),
+            Ok(node) => format!("it is {}", node.phase),
+            Err(why) => why,
+        };
+        if tokio::time::Instant::now() >= give_up {
+            return Err(format!("the server did not start with another slot: {why}"));
+        }
+    }
+}
+
 /// For health checks of containers, which have no shell: 0 when the node serves.
 pub(crate) async fn health(Health { config }: Health) -> ExitCode {
     let phase = async {
-        let node = admin(&config)?.node().await?;
+        let node = admin_at(&config)?.node().await?;
         println!("{}", node.phase);
         if node.phase == "serving" { Ok(()) } else { Err(format!("the node is {}", node.phase)) }
     };
@@ -208,7 +241,7 @@ fn with_slot(
     })
 }
 
-fn admin(config: &std::path::Path) -> Result<AdminClient, String> {
+fn admin_at(config: &std::path::Path) -> Result<AdminClient, String> {
     let config = Config::read(config).map_err(|wrong| wrong.to_string())?;
     Ok(admin_of(&config))
 }

@@ -18,7 +18,7 @@ use client::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::admin::{AdminClient, NodeView};
+use crate::admin::{self, AdminClient, NodeView};
 use crate::membership;
 use plan::{Plan, PlannedNode, Ports};
 
@@ -142,7 +142,8 @@ async fn found(plan: &Plan, recovery_kit: bool) -> Result<(), String> {
         say(&format!("{} joins", node.name));
         let token = membership::join_token(&client, &node.name).await?;
         let admin = node.admin();
-        admin.join(&token, &[first.peer_address()]).await?;
+        let addresses = vec![first.peer_address()];
+        admin.join(&admin::Join { token, addresses, replace: false }).await?;
         membership::approve(&client, &node.name, &plan.operator_key(), START).await?;
     }
     wait_all(plan, Until::Member).await?;

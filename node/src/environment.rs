@@ -6,6 +6,14 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+/// Executes this program again as it was called, with what it set before. Returns only with the error.
+pub(crate) fn again() -> io::Error {
+    match std::env::current_exe() {
+        Ok(program) => Command::new(program).args(std::env::args_os().skip(1)).exec(),
+        Err(error) => error,
+    }
+}
+
 /// Returns when the variables are set already; otherwise it does not return, but for an error.
 pub(crate) fn apply(wanted: &BTreeMap<String, String>) -> io::Result<()> {
     let set = wanted.iter().all(|(name, value)| {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use custody::cluster::Pinned;
-use domain::{ClusterId, Lineage, Member, NodeId, Operators};
+use domain::{ClusterId, Lineage, Member, NodeId, Operators, Statement};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -130,7 +130,11 @@ impl DataDir {
 
     /// Keeps a copy of what the node was, for a person.
     pub(crate) fn keep_node_file(&self, local: &Local) -> Result<(), LocalError> {
-        let kept = self.path.join(format!("{FILE}.before-{}", local.cluster));
+        self.keep_node_file_as(&local.cluster.to_string())
+    }
+
+    fn keep_node_file_as(&self, what: &str) -> Result<(), LocalError> {
+        let kept = self.path.join(format!("{FILE}.before-{what}"));
         let copied = fs::copy(self.path.join(FILE), &kept).map(drop);
         copied.map_err(|source| LocalError::Io { path: kept, source })
     }
@@ -142,6 +146,28 @@ impl DataDir {
             Ok(()) => Ok(kept),
             Err(source) => Err(LocalError::Io { path: kept, source }),
         }
+    }
+
+    /// The node is another one from here on, in the place of `before`, whose data is put aside; nothing
+    /// is deleted. The step from one to the other is the rename of `node.json`.
+    pub(crate) fn succeed(&self, before: &Local, now: &Local) -> Result<PathBuf, LocalError> {
+        let was = format!("node-{}", before.node);
+        self.keep_node_file_as(&was)?;
+        self.write(now)?;
+        let kept = self.path.join(format!("{REPLICA}.before-{was}"));
+        match fs::rename(self.replica(before), &kept) {
+            Ok(()) => Ok(kept),
+            // It may be what was lost.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(kept),
+            Err(source) => Err(LocalError::Io { path: kept, source }),
+        }
+    }
+
+    /// The name of a replica that is to be made beside those that are here.
+    pub(crate) fn free_replica(&self, node: NodeId) -> String {
+        let numbered = (2..).map(|again| format!("{REPLICA}-{node}-{again}"));
+        let mut names = [REPLICA.into(), format!("{REPLICA}-{node}")].into_iter().chain(numbered);
+        names.find(|name| !self.path.join(name).exists()).expect("the numbers do not end")
     }
 
     /// Where a certificate that the cluster issued is kept, with its key.
@@ -223,6 +249,14 @@ fn replica_name(name: Option<String>) -> Option<String> {
 }
 
 impl Local {
+    /// Whether the slot that signs with this key is the one that the operators signed for. A node
+    /// whose own statement is not at hand finds out from the others.
+    pub(crate) fn is_of(&self, identity: &[u8]) -> bool {
+        let own = self.seeds.iter().find(|seed| seed.node == self.node);
+        own.and_then(|own| domain::decode::<Statement>(&own.statement).ok())
+            .is_none_or(|statement| statement.identity == identity)
+    }
+
     fn to_document(&self) -> Document {
         let Pinned { lineage, operators } = &self.pinned;
         Document {

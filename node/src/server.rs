@@ -22,10 +22,13 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Ask, Found, Founding, Stage, Unsigned};
 use crate::config::{Config, Endpoint, Token};
-use crate::local::DataDir;
+use crate::local::{DataDir, Local};
 use crate::tls::Certificate;
-use crate::{metrics_listener, waiting};
+use crate::{environment, metrics_listener, waiting};
 use member::{Begin, Starting};
+
+/// The phase of a node whose data is that of a member, and whose slot is another one.
+pub(crate) const REPLACEABLE: &str = "awaiting_replacement";
 
 /// How long a joiner goes on asking.
 const JOIN: Duration = Duration::from_hours(24);
@@ -40,20 +43,30 @@ struct Node {
     keys: NodeKeys,
     certificate: Certificate,
     stage: watch::Sender<Stage>,
+    /// The member whose data is here and whose slot is not.
+    lost: Option<Local>,
+}
+
+/// Why the server stopped, when nothing failed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stopped {
+    Told,
+    /// To start again, with another slot.
+    Replaced,
 }
 
 pub(crate) async fn run(config: Config) -> ExitCode {
-    match serve(config).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            error!(%why, "the server stops");
-            eprintln!("strongroom server: {why}");
-            ExitCode::from(1)
-        }
-    }
+    let stopped = match serve(config).await {
+        Ok(Stopped::Told) => return ExitCode::SUCCESS,
+        Ok(Stopped::Replaced) => format!("it does not start again: {}", environment::again()),
+        Err(why) => why,
+    };
+    error!(why = stopped, "the server stops");
+    eprintln!("strongroom server: {stopped}");
+    ExitCode::from(1)
 }
 
-async fn serve(config: Config) -> Result<(), String> {
+async fn serve(config: Config) -> Result<Stopped, String> {
     let stop = CancellationToken::new();
     end_on_signals(&stop)?;
 
@@ -79,8 +92,21 @@ async fn serve(config: Config) -> Result<(), String> {
 
     let fingerprint = Statement::fingerprint_of(&keys.enrolment_spki, &keys.identity_spki);
     info!(name = %config.name, %fingerprint, slot = slot.info().kind, "the slot is open");
-    let phase = if local.is_some() { "recovering" } else { "uninitialised" };
-    let (stage, seen) = watch::channel(Stage { phase, node_id: None, note: None });
+    // Another slot is no damage, and nothing that more tries would change: it waits to be told.
+    let (local, lost) = match local {
+        Some(local) if local.is_of(&keys.identity_spki) => (Some(local), None),
+        Some(local) => (None, Some(local)),
+        None => (None, None),
+    };
+    let first = match (&local, &lost) {
+        (Some(_), _) => Stage { phase: "recovering", node_id: None, note: None },
+        (None, None) => Stage { phase: "uninitialised", node_id: None, note: None },
+        (None, Some(lost)) => waiting_in_place_of(lost),
+    };
+    if let Some(note) = &first.note {
+        warn!("{note}");
+    }
+    let (stage, seen) = watch::channel(first);
     let (asks, mut asked) = mpsc::channel(4);
     let admin = Admin { name: config.name.clone(), fingerprint, stage: seen.clone(), asks };
     let socket = dir.admin_socket();
@@ -90,7 +116,7 @@ async fn serve(config: Config) -> Result<(), String> {
         }
     });
 
-    let node = Node { config, dir: Arc::new(dir), slot, keys, certificate, stage };
+    let node = Node { config, dir: Arc::new(dir), slot, keys, certificate, stage, lost };
     let begin = match local {
         Some(local) => Begin::Resume(local),
         None => {
@@ -113,23 +139,32 @@ async fn serve(config: Config) -> Result<(), String> {
                 Some(begin) => begin,
                 None => {
                     node.slot.close().await;
-                    return Ok(());
+                    return Ok(Stopped::Told);
                 }
             }
         }
     };
-    drop(asked);
-    member::run(Starting { node, begin, api, peers }, stop).await
+    member::run(Starting { node, begin, api, peers, asked }, stop).await
+}
+
+fn waiting_in_place_of(lost: &Local) -> Stage {
+    let note = format!(
+        "the data here is that of node {}, and the slot is not: put its slot back, or, if that is \
+         lost, take its place with `strongroom join --replace`",
+        lost.node
+    );
+    Stage { phase: REPLACEABLE, node_id: None, note: Some(note) }
 }
 
 impl Node {
-    fn newcomer(&self) -> Newcomer {
+    fn newcomer(&self, replace: bool) -> Newcomer {
         Newcomer {
             name: self.config.name.clone(),
             api_address: self.config.api.advertise.clone(),
             peer_address: self.config.peers.advertise.clone(),
             zone: self.config.zone.clone(),
             format_max: self.config.format_max,
+            replace,
         }
     }
 
@@ -145,9 +180,16 @@ impl Node {
                 ask = asked.recv() => ask?,
                 () = stop.cancelled() => return None,
             };
+            let refused = self.lost.as_ref().and_then(|lost| waiting_in_place_of(lost).note);
             match ask {
+                Ask::Prepare(answer) if refused.is_some() => {
+                    let _ = answer.send(Err(refused.unwrap_or_default()));
+                }
+                Ask::Join(join, answer) if refused.is_some() && !join.replace => {
+                    let _ = answer.send(Err(refused.unwrap_or_default()));
+                }
                 Ask::Prepare(answer) => {
-                    let made = cluster::prepare(&self.slot, &self.newcomer()).await;
+                    let made = cluster::prepare(&self.slot, &self.newcomer(false)).await;
                     let _ = answer.send(match made {
                         Ok(made) => {
                             let unsigned = Unsigned {
@@ -173,6 +215,7 @@ impl Node {
                     }
                 }
                 Ask::Join(join, answer) => {
+                    self.show("joining", None);
                     let _ = answer.send(Ok(()));
                     tokio::select! {
                         begin = self.join(&join) => if let Some(begin) = begin { return Some(begin) },
@@ -197,16 +240,15 @@ impl Node {
         let signatures: Vec<u8> =
             found.signatures.iter().map(bytes).collect::<Result<Vec<_>, _>>()?.concat();
         let operators = Operators { keys, threshold: found.threshold };
-        cluster::found(&self.slot, &self.newcomer(), prepared, operators, &signatures)
+        cluster::found(&self.slot, &self.newcomer(false), prepared, operators, &signatures)
             .await
             .map_err(|error| error.to_string())
     }
 
     /// Asks to be admitted until it is, or is refused; a refusal leaves the node as it was.
     async fn join(&self, join: &admin::Join) -> Option<Begin> {
-        self.show("joining", None);
         let deadline = Instant::now() + JOIN;
-        let me = self.newcomer();
+        let me = self.newcomer(join.replace);
         let admitted =
             cluster::join(&self.slot, &join.token, &join.addresses, &me, deadline, |progress| {
                 match progress {
@@ -222,10 +264,14 @@ impl Node {
             })
             .await;
         match admitted {
-            Ok(admitted) => Some(Begin::Join(Box::new(admitted))),
+            Ok(admitted) => {
+                let (admitted, before) = (Box::new(admitted), self.lost.clone().map(Box::new));
+                Some(Begin::Join { admitted, before })
+            }
             Err(error) => {
                 warn!(%error, "this node was not admitted");
-                self.show("uninitialised", Some(error.to_string()));
+                let phase = if self.lost.is_some() { REPLACEABLE } else { "uninitialised" };
+                self.show(phase, Some(error.to_string()));
                 None
             }
         }

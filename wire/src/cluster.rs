@@ -265,6 +265,48 @@ pub struct Join {
     /// The bytes an operator signs to admit it.
     pub statement: Bytes64,
     pub requested_at: Time,
+    /// The member of the same name that is removed when this node is admitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<NodeId>,
+    /// The member that found that the node's slot unwraps what is wrapped to its enrolment key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proved_to: Option<NodeId>,
+}
+
+/// `GET /v1/cluster/join-tokens`
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JoinTokens {
+    pub join_tokens: Vec<JoinTokenStatus>,
+}
+
+/// A join token without its secret.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JoinTokenStatus {
+    pub id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_pattern: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    pub role: MemberRole,
+    pub uses_left: u32,
+    pub expires_at: Time,
+    /// Operators signed a grant for it: it admits, and does not only let ask.
+    pub auto_approve: bool,
+}
+
+/// `POST /v1/cluster/join-tokens/{id}/grant`
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GrantJoins {
+    /// What the token admits, with the public half of the key that admits.
+    pub statement: Bytes64,
+    /// Ed25519 signatures of as many operators as admit a member, 64 bytes each, one after another.
+    pub signatures: Bytes64,
 }
 
 /// `POST /v1/cluster/joins/{id}/approve`
@@ -273,7 +315,7 @@ pub struct Join {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Approve {
     pub statement: Bytes64,
-    /// Ed25519, by an operator key of this cluster.
+    /// Ed25519 signatures of as many operators as admit a member, 64 bytes each, one after another.
     pub signature: Bytes64,
 }
 

@@ -23,10 +23,10 @@ mod token;
 pub use backup::{BackupStatus, MakeBackup, Tombstone, TombstoneState, Tombstones};
 pub use bytes::{Bytes64, NotBase64, SecretBase64};
 pub use cluster::{
-    Approve, ClusterStatus, CreateJoinToken, FormatSwitch, FormatWait, FormatWaitReason, Join,
-    JoinToken, Joins, Kek, KekState, MemberRole, NodeHsm, NodeRecovery, NodeStatus, RecoveryPath,
-    Settings, SettingsPatch, Snapshot, StateDigest, Succession, SuccessionCause, Survives,
-    TransferLeader,
+    Approve, ClusterStatus, CreateJoinToken, FormatSwitch, FormatWait, FormatWaitReason,
+    GrantJoins, Join, JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, KekState, MemberRole,
+    NodeHsm, NodeRecovery, NodeStatus, RecoveryPath, Settings, SettingsPatch, Snapshot,
+    StateDigest, Succession, SuccessionCause, Survives, TransferLeader,
 };
 pub use key::{
     Algorithm, CreateKey, Key, KeyState, Keys, Purpose, Rotation, RotationPatch, RotationRequest,

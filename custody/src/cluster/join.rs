@@ -5,13 +5,14 @@
 //! the server just proved in the handshake. The cluster trusts the key that the joiner proved in
 //! the same handshake, and an operator who compares its fingerprint.
 //!
-//! A token lets a node ask. It admits nobody.
+//! A token lets a node ask. It admits nobody, unless operators signed a grant for it.
 
 use std::time::Duration;
 
+use crypto::sign::{GRANTED_MEMBER, OperatorKey};
 use domain::{
-    Change, ClusterId, FORMAT_OLDEST, JoinStatus, KekEpoch, Lineage, Member, NodeId, Operators,
-    Receipt, Reject, Standing, Statement, TokenId, view,
+    ClusterId, ENROLMENT_FORMAT, FORMAT_OLDEST, Grant, Lineage, Member, NodeId, Operators,
+    Standing, Statement, TokenId, view,
 };
 use hsm::{HsmError, NodeKeys, Slot};
 use peers::{Bytes, CallError, Caller, Introduction, Peers, Refusal};
@@ -20,9 +21,10 @@ use thiserror::Error;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::SlotIdentity;
+use super::challenge::{Asker, Challenge};
 use super::messages::{Message, Reply, unexpected};
 use super::operators::{self, Pinned, Refused};
+use super::{SlotIdentity, admission, challenge};
 use crate::{Custody, Error};
 
 const POLL: Duration = Duration::from_millis(500);
@@ -37,6 +39,11 @@ pub(super) enum Request {
     Introduce(Vec<Member>),
     /// In which format is the state? Programs before format 2 do not know the question.
     Format,
+    /// As of format 3: whoever asks for the first time is given a challenge.
+    Apply(Box<Apply>),
+    Prove(Box<Proof>),
+    /// The joiner's own statement, signed with the key of its token's grant.
+    Vouch(Box<Vouched>),
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -58,25 +65,53 @@ pub(super) enum Answer {
     Format {
         current: u16,
     },
+    /// Nobody is shown to an operator before its slot answered.
+    Challenge(Box<Challenge>),
+    /// As `Pending`, under a grant: whoever has its key may sign.
+    Grantable {
+        statement: Statement,
+        grant: Grant,
+    },
 }
 
 #[derive(Deserialize, Serialize)]
 pub(super) struct Ask {
-    token: String,
-    name: String,
-    enrolment: Vec<u8>,
-    identity: Vec<u8>,
-    api_address: String,
-    peer_address: String,
-    zone: Option<String>,
+    /// Without the private half of a grant's key, which is the joiner's alone.
+    pub(super) token: String,
+    pub(super) name: String,
+    pub(super) enrolment: Vec<u8>,
+    pub(super) identity: Vec<u8>,
+    pub(super) api_address: String,
+    pub(super) peer_address: String,
+    pub(super) zone: Option<String>,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) struct Apply {
+    pub(super) ask: Ask,
+    /// A member of this name whose slot is lost goes when this node comes.
+    pub(super) replace: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) struct Proof {
+    pub(super) apply: Apply,
+    pub(super) challenge: [u8; 16],
+    pub(super) sealed: Vec<u8>,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) struct Vouched {
+    pub(super) apply: Apply,
+    pub(super) signature: Vec<u8>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Admission {
-    cluster: ClusterId,
-    node: NodeId,
-    members: Vec<Member>,
-    authority_pem: String,
+    pub(super) cluster: ClusterId,
+    pub(super) node: NodeId,
+    pub(super) members: Vec<Member>,
+    pub(super) authority_pem: String,
 }
 
 /// A node that is not a member yet, as it wants to be known.
@@ -88,6 +123,9 @@ pub struct Newcomer {
     pub zone: Option<String>,
     /// The newest format of the state that it reads.
     pub format_max: u16,
+    /// Take the place of the member of this name, whose slot is lost. Whoever has the slot of the
+    /// member, and not its data, does so unasked.
+    pub replace: bool,
 }
 
 /// What the joiner shows while it waits.
@@ -124,24 +162,40 @@ pub enum JoinError {
     Deadline(String),
 }
 
-/// A join token's text: `sj.<id>.<secret>.<lineage>.<digest of the operators>`.
+/// A join token's text: `sj.<id>.<secret>.<lineage>.<digest of the operators>`, and of one that
+/// admits, the private half of its grant's key after it.
 #[derive(Debug)]
-struct Ticket {
-    id: TokenId,
+pub(super) struct Ticket {
+    pub(super) id: TokenId,
     lineage: Lineage,
     operators: [u8; 32],
+    key: Option<OperatorKey>,
 }
 
 impl Ticket {
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let parts: Vec<_> = text.split('.').collect();
-        let ["sj", id, secret, lineage, digest] = parts.as_slice() else { return None };
+        let (id, secret, lineage, digest, key) = match parts.as_slice() {
+            ["sj", id, secret, lineage, digest] => (id, secret, lineage, digest, None),
+            ["sj", id, secret, lineage, digest, seed] => {
+                let mut key = Zeroizing::new([0; 32]);
+                hex::decode_to_slice(seed, key.as_mut()).ok()?;
+                (id, secret, lineage, digest, Some(OperatorKey::from_seed(&key)))
+            }
+            _ => return None,
+        };
         let mut operators = [0; 32];
         hex::decode_to_slice(digest, &mut operators).ok()?;
         if secret.is_empty() {
             return None;
         }
-        Some(Self { id: TokenId::parse(id)?, lineage: Lineage::parse(lineage)?, operators })
+        Some(Self { id: TokenId::parse(id)?, lineage: Lineage::parse(lineage)?, operators, key })
+    }
+
+    /// What is shown to the cluster of a token's text.
+    fn shown(&self, text: &str) -> String {
+        let most = if self.key.is_some() { 5 } else { usize::MAX };
+        text.split('.').take(most).collect::<Vec<_>>().join(".")
     }
 }
 
@@ -169,8 +223,16 @@ impl Custody {
             Request::Who => self.presence(),
             Request::Format => self.format(),
             Request::Introduce(members) => self.meet(&spki, members),
-            ask @ Request::Ask(_) if self.is_leader() => answer_as_leader(self, &spki, ask).await,
-            Request::Ask(_) => self.relay(&spki, request).await,
+            asked @ (Request::Ask(_)
+            | Request::Apply(_)
+            | Request::Prove(_)
+            | Request::Vouch(_)) => {
+                if self.is_leader() {
+                    admission::answer(self, &spki, asked).await
+                } else {
+                    self.relay(&spki, request).await
+                }
+            }
         };
         Ok(domain::encode(&answer))
     }
@@ -232,113 +294,6 @@ impl Custody {
     }
 }
 
-pub(super) async fn answer_as_leader(custody: &Custody, spki: &[u8], request: Request) -> Answer {
-    let Request::Ask(ask) = request else {
-        return Answer::Refused("only a request to join is relayed".into());
-    };
-    // The handshake proved `spki`; whoever asks for another key does not hold it.
-    if ask.identity != spki {
-        return Answer::Refused("the identity key is not the one of the connection".into());
-    }
-    match custody.consider(*ask).await {
-        Ok(answer) => answer,
-        Err(
-            error @ (Error::Forbidden
-            | Error::AlreadyExists(_)
-            | Error::Invalid(_)
-            | Error::WrongState(_)
-            | Error::NotFound(_)),
-        ) => Answer::Refused(match error {
-            Error::Forbidden => Reject::JoinRefused.to_string(),
-            other => other.to_string(),
-        }),
-        Err(error) => Answer::Unavailable(error.to_string()),
-    }
-}
-
-impl Custody {
-    async fn consider(&self, ask: Ask) -> Result<Answer, Error> {
-        let ticket = Ticket::parse(&ask.token).ok_or(Error::Forbidden)?;
-        let digest = crypto::sha256(ask.token.as_bytes());
-        let until = Instant::now() + CALL;
-        self.replica().barrier(until).await?;
-        let (known, allowed) = self.replica().read(|view| {
-            let known = view::joins(view)?.into_iter().find(|join| {
-                join.token == ticket.id
-                    && join.statement.identity == ask.identity
-                    && join.statement.enrolment == ask.enrolment
-            });
-            let token = view::join_token(view, ticket.id)?;
-            let allowed = token.is_some_and(|token| crypto::digest::equal(&token.digest, &digest));
-            Ok::<_, Error>((known, allowed))
-        })?;
-        let join = if let Some(join) = known {
-            join
-        } else {
-            // A stranger without a token writes nothing into the log.
-            if !allowed {
-                return Err(Error::Forbidden);
-            }
-            check_name(&ask.name)?;
-            let change = Change::RequestJoin {
-                token: ticket.id,
-                digest,
-                name: ask.name,
-                enrolment: ask.enrolment,
-                identity: ask.identity,
-                api_address: ask.api_address,
-                peer_address: ask.peer_address,
-                zone: ask.zone,
-            };
-            match self.change_cluster(change, until).await?.1 {
-                Receipt::Join(join) => *join,
-                other => return Err(crate::settings::unexpected(&other)),
-            }
-        };
-        match join.status {
-            JoinStatus::AwaitingApproval => Ok(Answer::Pending { statement: join.statement }),
-            JoinStatus::Approved => self.admission(join.node),
-        }
-    }
-
-    fn admission(&self, node: NodeId) -> Result<Answer, Error> {
-        let votes = self.replica().status().voters.iter().any(|half| half.contains(&node));
-        self.replica().read(|view| {
-            let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
-            let mut members = view::members(view)?;
-            members.retain(|member| member.standing != Standing::Removed);
-            if !members.iter().any(|member| member.node == node) {
-                return Ok(Answer::Refused(format!("node {node} was removed")));
-            }
-            // Whoever took a KEK has run: it may have voted and acknowledged entries, and would now
-            // come back under its id with an empty log.
-            let took = |epoch: &KekEpoch| epoch.acknowledged.contains(&node);
-            if votes || view::epochs(view)?.iter().any(took) {
-                return Ok(Answer::Refused(format!(
-                    "node {node} ran before and lost its data directory: remove it, and join anew \
-                     with another join token"
-                )));
-            }
-            let authority = view::authority(view)?;
-            Ok(Answer::Admitted(Box::new(Admission {
-                cluster: cluster.id,
-                node,
-                members,
-                authority_pem: authority.map(|ca| ca.certificate_pem).unwrap_or_default(),
-            })))
-        })
-    }
-}
-
-fn check_name(name: &str) -> Result<(), Error> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 128 || !name.chars().all(fits) {
-        let why = "a node's name must be 1 to 128 letters, digits, '-', '_' and '.'";
-        return Err(Error::Invalid(why.into()));
-    }
-    Ok(())
-}
-
 // The joiner's side.
 
 /// Asks until it is admitted, refused, or out of time. `addresses` are peer addresses of members.
@@ -358,7 +313,7 @@ pub async fn join(
         std::sync::Arc::new(Nobody),
         peers::Options::default(),
     )?;
-    let asking = Asking { ticket, token, keys, me };
+    let asking = Asking { slot, ticket, token, keys, me };
     let mut told = None;
     let mut why = "no address was given".to_owned();
     loop {
@@ -396,6 +351,7 @@ pub async fn join(
 }
 
 struct Asking<'a> {
+    slot: &'a Slot,
     ticket: Ticket,
     token: &'a str,
     keys: NodeKeys,
@@ -423,6 +379,8 @@ enum Doubt {
     Unexpected,
     #[error("{0}")]
     Unavailable(String),
+    #[error("this slot does not answer the leader's challenge: {0}")]
+    Slot(#[from] HsmError),
 }
 
 impl Asking<'_> {
@@ -439,6 +397,8 @@ impl Asking<'_> {
             | Answer::Admitted(_)
             | Answer::Introduced
             | Answer::Format { .. }
+            | Answer::Challenge(_)
+            | Answer::Grantable { .. }
             | Answer::Refused(_) => return Err(Doubt::Unexpected),
         };
         let current = self.format(&server, deadline).await?;
@@ -446,18 +406,28 @@ impl Asking<'_> {
             return Ok(Heard::Refused(newer.to_string()));
         }
         // Only now is the token shown.
-        let request = Request::Ask(Box::new(Ask {
-            token: self.token.to_owned(),
-            name: self.me.name.clone(),
-            enrolment: self.keys.enrolment_spki.clone(),
-            identity: self.keys.identity_spki.clone(),
-            api_address: self.me.api_address.clone(),
-            peer_address: self.me.peer_address.clone(),
-            zone: self.me.zone.clone(),
-        }));
-        let bytes = Zeroizing::new(domain::encode(&request));
-        let answer = server.call(Bytes::copy_from_slice(&bytes), deadline).await?;
-        match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
+        let request = if current < ENROLMENT_FORMAT {
+            Request::Ask(Box::new(self.question()))
+        } else {
+            Request::Apply(Box::new(self.application()))
+        };
+        let mut answer = tell(&server, &request, deadline).await?;
+        if let Answer::Challenge(challenge) = answer {
+            let sealed = challenge::answer(self.slot, &challenge, &self.asker()).await?;
+            let (apply, challenge) = (self.application(), challenge.id);
+            let request = Request::Prove(Box::new(Proof { apply, challenge, sealed }));
+            answer = tell(&server, &request, deadline).await?;
+        }
+        if let Answer::Grantable { statement, grant } = answer {
+            self.is_mine(&pinned, &statement)?;
+            operators::verify_grant(&pinned, &grant)?;
+            let Some(key) = &self.ticket.key else { return Ok(Heard::Pending(statement.node)) };
+            let signature = key.sign(GRANTED_MEMBER, &statement.to_bytes()).to_vec();
+            let apply = self.application();
+            let request = Request::Vouch(Box::new(Vouched { apply, signature }));
+            answer = tell(&server, &request, deadline).await?;
+        }
+        match answer {
             Answer::Pending { statement } => {
                 self.is_mine(&pinned, &statement)?;
                 Ok(Heard::Pending(statement.node))
@@ -467,9 +437,36 @@ impl Asking<'_> {
             }
             Answer::Refused(why) => Ok(Heard::Refused(why)),
             Answer::Unavailable(why) => Err(Doubt::Unavailable(why)),
-            Answer::Presence { .. } | Answer::Introduced | Answer::Format { .. } => {
-                Err(Doubt::Unexpected)
-            }
+            Answer::Presence { .. }
+            | Answer::Introduced
+            | Answer::Format { .. }
+            | Answer::Challenge(_)
+            | Answer::Grantable { .. } => Err(Doubt::Unexpected),
+        }
+    }
+
+    fn question(&self) -> Ask {
+        Ask {
+            token: self.ticket.shown(self.token),
+            name: self.me.name.clone(),
+            enrolment: self.keys.enrolment_spki.clone(),
+            identity: self.keys.identity_spki.clone(),
+            api_address: self.me.api_address.clone(),
+            peer_address: self.me.peer_address.clone(),
+            zone: self.me.zone.clone(),
+        }
+    }
+
+    fn application(&self) -> Apply {
+        Apply { ask: self.question(), replace: self.me.replace }
+    }
+
+    fn asker(&self) -> Asker<'_> {
+        Asker {
+            lineage: self.ticket.lineage,
+            name: &self.me.name,
+            enrolment: &self.keys.enrolment_spki,
+            identity: &self.keys.identity_spki,
         }
     }
 
@@ -484,6 +481,8 @@ impl Asking<'_> {
                 | Answer::Pending { .. }
                 | Answer::Admitted(_)
                 | Answer::Introduced
+                | Answer::Challenge(_)
+                | Answer::Grantable { .. }
                 | Answer::Refused(_) => Err(Doubt::Unexpected),
             },
             Err(CallError::Refused(Refusal::Invalid(_))) => Ok(FORMAT_OLDEST),
@@ -534,6 +533,16 @@ impl Ticket {
         }
         Ok(pinned)
     }
+}
+
+async fn tell(
+    server: &Introduction,
+    request: &Request,
+    deadline: Instant,
+) -> Result<Answer, Doubt> {
+    let bytes = Zeroizing::new(domain::encode(request));
+    let answer = server.call(Bytes::copy_from_slice(&bytes), deadline).await?;
+    domain::decode(&answer).map_err(|_| Doubt::Malformed)
 }
 
 /// A joiner admits nobody.
@@ -604,13 +613,21 @@ mod tests {
             peer_address: String::new(),
             zone: None,
             format_max: domain::FORMAT,
+            replace: false,
         };
         let mine = statement(2);
         let node_keys = NodeKeys {
             enrolment_spki: mine.enrolment.clone(),
             identity_spki: mine.identity.clone(),
         };
-        let asking = Asking { ticket: ticket(&pinned), token: "", keys: node_keys, me: &me };
+        let dir = tempfile::tempdir().unwrap();
+        let token = hsm::TokenConfig::Embedded {
+            path: dir.path().join("token"),
+            pin: secrecy::SecretString::from("1234"),
+        };
+        let slot = Slot::open(token, hsm::Options::default()).unwrap();
+        let asking =
+            Asking { slot: &slot, ticket: ticket(&pinned), token: "", keys: node_keys, me: &me };
         let admission = |own: Member| Admission {
             cluster: ClusterId([1; 16]),
             node: NodeId(2),

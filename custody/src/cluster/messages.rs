@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::schedule::BackupStatus;
 use super::status::{NodeRecovery, NodeStatus};
-use super::{certificates, join};
+use super::{admission, certificates};
 use crate::propose::now;
 use crate::{Custody, Error};
 
@@ -107,7 +107,7 @@ impl Custody {
             Message::JoinRelay { spki, request } => {
                 let request =
                     domain::decode(&request).map_err(|error| Error::Invalid(error.to_string()))?;
-                let answer = join::answer_as_leader(self, &spki, request).await;
+                let answer = admission::answer(self, &spki, request).await;
                 Ok(Reply::Join(domain::encode(&answer)))
             }
             Message::Barrier => Ok(Reply::Barrier(self.barrier().await?)),

@@ -9,12 +9,18 @@ use std::io::Write;
 use std::path::Path;
 
 use crypto::sign::OperatorPublic;
-use domain::{KitStatement, Lineage, Member, NodeId, Operators, Signature, Statement};
+use domain::{
+    Grant, GrantStatement, KitStatement, Lineage, Member, NodeId, Operators, Signature, Statement,
+    Voucher,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// What an operator's signature under a statement is for.
 pub const DOMAIN: &str = "member";
+
+/// Of one operator.
+const SIGNATURE: usize = 64;
 
 /// What a node is told once and then holds against everyone.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -36,6 +42,10 @@ pub enum Refused {
     OtherName { expected: String, found: String },
     #[error("{found} operators signed the statement, expected {expected}")]
     TooFewSigners { expected: u16, found: usize },
+    #[error("the grant does not let {0} in")]
+    NotGranted(String),
+    #[error("the grant's key did not sign the statement")]
+    NotVouched,
 }
 
 /// The statement about a member, if enough of the pinned operators signed exactly these bytes.
@@ -65,7 +75,47 @@ pub(super) fn verify_bytes(
     if statement.node != node {
         return Err(Refused::OtherNode { expected: node, found: statement.node });
     }
-    check_signers(pinned, DOMAIN, bytes, signatures)?;
+    // A member under a grant has one signature, that of the grant's key, in which the grant is.
+    let voucher = match signatures {
+        [Signature { bytes, .. }] if bytes.len() != SIGNATURE => {
+            Some(domain::decode::<Voucher>(bytes).map_err(|_| Refused::Malformed)?)
+        }
+        _ => None,
+    };
+    match voucher {
+        None => check_signers(pinned, DOMAIN, bytes, signatures)?,
+        Some(voucher) => check_voucher(pinned, &voucher, &statement, bytes)?,
+    }
+    Ok(statement)
+}
+
+/// The grant's bounds that are its own: how often it was used and until when, the log knows.
+fn check_voucher(
+    pinned: &Pinned,
+    voucher: &Voucher,
+    statement: &Statement,
+    bytes: &[u8],
+) -> Result<(), Refused> {
+    let grant = verify_grant(pinned, &voucher.grant)?;
+    if !grant.fits(&statement.name) {
+        return Err(Refused::NotGranted(statement.name.clone()));
+    }
+    OperatorPublic(grant.key)
+        .verify(crypto::sign::GRANTED_MEMBER, bytes, &voucher.signature)
+        .map_err(|_| Refused::NotVouched)
+}
+
+/// The statement of a grant, if enough of the pinned operators signed exactly these bytes.
+pub(super) fn verify_grant(pinned: &Pinned, grant: &Grant) -> Result<GrantStatement, Refused> {
+    let bytes = &grant.statement;
+    let statement: GrantStatement = domain::decode(bytes).map_err(|_| Refused::Malformed)?;
+    if statement.to_bytes() != *bytes {
+        return Err(Refused::Malformed);
+    }
+    if statement.lineage != pinned.lineage {
+        return Err(Refused::ForeignLineage { found: statement.lineage });
+    }
+    check_signers(pinned, crypto::sign::GRANT, bytes, &grant.signatures)?;
     Ok(statement)
 }
 
@@ -127,7 +177,7 @@ pub(super) fn attribute(
             .map(|by| Signature { by: *by, bytes: signature.to_vec() })
     };
     // As many as there are operators: more would only be work.
-    signatures.chunks(64).take(pinned.operators.keys.len()).filter_map(signed_by).collect()
+    signatures.chunks(SIGNATURE).take(pinned.operators.keys.len()).filter_map(signed_by).collect()
 }
 
 /// Whether these operators can decide anything, and not less than they mean to.
@@ -299,6 +349,68 @@ pub(super) mod tests {
             ("a byte follows", trailing, Err(Refused::Malformed)),
         ] {
             assert_eq!(verify(&pinned, &member), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_grant_admits_in_the_operators_place() {
+        let (keys, pinned) = operators(3, 2);
+        let (strangers, _) = operators(2, 2);
+        let (ours, other) = (OperatorKey::generate().unwrap(), OperatorKey::generate().unwrap());
+        let bounds = GrantStatement {
+            lineage: LINEAGE,
+            token: domain::TokenId([3; 16]),
+            key: ours.public().0,
+            name: None,
+            name_pattern: Some("n*".into()),
+            zone: None,
+            vote: Vote::Voter,
+            uses: 3,
+            expires_at: Time(9),
+        };
+        let granted = |bounds: &GrantStatement, signers: &[OperatorKey]| {
+            let bytes = bounds.to_bytes();
+            let sign = |key: &OperatorKey| Signature {
+                by: key.public().0,
+                bytes: key.sign(crypto::sign::GRANT, &bytes).to_vec(),
+            };
+            Grant { signatures: signers.iter().map(sign).collect(), statement: bytes }
+        };
+        let vouched = |statement: &Statement, grant: Grant, key: &OperatorKey, domain: &str| {
+            let signature = key.sign(domain, &statement.to_bytes()).to_vec();
+            let bytes = domain::encode(&Voucher { grant, signature });
+            let signatures = vec![Signature { by: key.public().0, bytes }];
+            Member { signatures, ..member(statement, &[]) }
+        };
+        let purpose = crypto::sign::GRANTED_MEMBER;
+        let good = statement(4);
+        let grant = granted(&bounds, &keys[..2]);
+        let verified = |member: &Member| verify(&pinned, member);
+        assert_eq!(verified(&vouched(&good, grant.clone(), &ours, purpose)), Ok(good.clone()));
+
+        let misfit = Statement { name: "kms-4".into(), ..good.clone() };
+        let foreign = GrantStatement { lineage: Lineage([8; 16]), ..bounds.clone() };
+        let few = |found| Refused::TooFewSigners { expected: 2, found };
+        let mut swapped = vouched(&good, grant.clone(), &ours, purpose);
+        swapped.statement = Statement { identity: vec![9], ..good.clone() }.to_bytes();
+        for (case, member, expected) in [
+            ("one operator", vouched(&good, granted(&bounds, &keys[..1]), &ours, purpose), few(1)),
+            ("strangers", vouched(&good, granted(&bounds, &strangers), &ours, purpose), few(0)),
+            ("another key", vouched(&good, grant.clone(), &other, purpose), Refused::NotVouched),
+            ("another purpose", vouched(&good, grant.clone(), &ours, DOMAIN), Refused::NotVouched),
+            ("another statement", swapped, Refused::NotVouched),
+            (
+                "another name",
+                vouched(&misfit, grant, &ours, purpose),
+                Refused::NotGranted("kms-4".into()),
+            ),
+            (
+                "another lineage",
+                vouched(&good, granted(&foreign, &keys), &ours, purpose),
+                Refused::ForeignLineage { found: Lineage([8; 16]) },
+            ),
+        ] {
+            assert_eq!(verified(&member), Err(expected), "{case}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Whole clusters in one process: real slots (embedded), real logs, the real wire on loopback.
 
+mod enrolment;
 mod formats;
 mod kits;
 
@@ -109,6 +110,7 @@ fn newcomer(name: &str, listener: &TcpListener) -> Newcomer {
         peer_address: listener.local_addr().unwrap().to_string(),
         zone: None,
         format_max: domain::FORMAT,
+        replace: false,
     }
 }
 
@@ -202,17 +204,16 @@ impl Cluster {
 
     /// A node joins: asks with a token, an operator signs, the replica starts.
     async fn admit(&mut self, name: &str) -> NodeId {
+        self.admit_as(name, false).await
+    }
+
+    async fn admit_as(&mut self, name: &str, replace: bool) -> NodeId {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (me, slot) = (newcomer(name, &listener), open_slot(self.dir.path(), name));
+        let me = Newcomer { replace, ..me };
         let text = self.join_token().await;
         let ticket = text.clone();
-        // Any member takes the request.
-        let addresses: Vec<String> = self
-            .nodes
-            .values()
-            .rev()
-            .map(|node| node.custody.node().peer_address.clone())
-            .collect();
+        let addresses = self.addresses();
         let (asked, mut pending) = watch::channel(None);
         let joining = tokio::spawn({
             let (slot, me) = (slot.clone(), me.clone());
@@ -239,6 +240,12 @@ impl Cluster {
         node
     }
 
+    /// Any member takes a request to join.
+    fn addresses(&self) -> Vec<String> {
+        let address = |node: &Node| node.custody.node().peer_address.clone();
+        self.nodes.values().rev().map(address).collect()
+    }
+
     async fn join_token(&self) -> String {
         let new = NewJoinToken {
             name: None,
@@ -254,7 +261,7 @@ impl Cluster {
 
     async fn approve(&self, node: NodeId, fingerprint: &str) {
         let joins = self.leader().joins(&self.context()).await.unwrap().value;
-        let join = joins.iter().find(|join| join.node == node).unwrap();
+        let (join, _) = joins.iter().find(|(join, _)| join.node == node).unwrap();
         assert_eq!(join.statement.fingerprint(), fingerprint, "what the operator compares");
         let bytes = join.statement.to_bytes();
         let stranger = OperatorKey::generate().unwrap().sign(DOMAIN, &bytes);
@@ -545,6 +552,7 @@ async fn a_node_that_was_away_is_met_by_a_leader_it_does_not_know() {
         peer_address: node.custody.node().peer_address.clone(),
         zone: None,
         format_max: domain::FORMAT,
+        replace: false,
     };
     let pinned = node.custody.pinned().clone();
     let (id, members) = node
@@ -725,7 +733,7 @@ async fn who_ran_before_does_not_come_back_with_an_empty_directory() {
     let node = &cluster.nodes[id];
     let NodeInfo { name, api_address, peer_address, .. } = node.custody.node().clone();
     let format_max = domain::FORMAT;
-    let me = Newcomer { name, api_address, peer_address, zone: None, format_max };
+    let me = Newcomer { name, api_address, peer_address, zone: None, format_max, replace: false };
     let addresses = [cluster.leader().node().peer_address.clone()];
     let deadline = Instant::now() + PATIENCE;
     let again = join(&node.slot, ticket, &addresses, &me, deadline, |_| ()).await;

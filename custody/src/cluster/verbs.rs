@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use domain::{
-    Change, ClusterId, Join, JoinToken, KekEpoch, Lineage, Member, Namespace, NodeId, Receipt,
-    Span, Standing, Survives, Tombstone, Vote, Voter, survives, view,
+    Change, ClusterId, Enrolment, Grant, Join, JoinToken, KekEpoch, Lineage, Member, Namespace,
+    NodeId, Receipt, Span, Standing, Survives, TokenId, Tombstone, Vote, Voter, survives, view,
 };
 use raft_store::{SnapshotError, TransferError};
 use tokio::time::Instant;
@@ -70,8 +70,19 @@ impl Custody {
         })
     }
 
-    pub async fn joins(&self, context: &Context) -> Result<Seen<Vec<Join>>, Error> {
-        self.look::<ReadCluster, _>(context, |view, _| Ok(view::joins(view)?)).await
+    pub async fn joins(
+        &self,
+        context: &Context,
+    ) -> Result<Seen<Vec<(Join, Option<Enrolment>)>>, Error> {
+        self.look::<ReadCluster, _>(context, |view, _| {
+            let joins = view::joins(view)?.into_iter();
+            let with = |join: Join| {
+                let enrolment = view::enrolment(view, join.node)?;
+                Ok((join, enrolment))
+            };
+            joins.map(with).collect()
+        })
+        .await
     }
 
     /// Admits a node. `signatures` are those of operators over the statement's bytes, 64 bytes each,
@@ -95,10 +106,60 @@ impl Custody {
             tracing::warn!(node = node.0, %refused, "an approval is not signed as it must be");
             return Err(Error::Cryptographic);
         }
+        if let Some(replaced) = self.replaced_by(node)? {
+            self.may_go(replaced).await?;
+        }
         let change = Change::ApproveJoin { node, statement, signatures };
         let done = self.commit(context, &grant, change).await?;
-        self.cluster_state().wake.notify_one();
+        self.admitted(node)?;
         member_of(done)
+    }
+
+    /// Lets whoever holds the key of a join token admit with it: `signatures` are those of operators
+    /// over the grant's statement, as for [`Custody::approve_join`].
+    pub async fn grant_joins(
+        &self,
+        context: &Context,
+        token: TokenId,
+        statement: Vec<u8>,
+        signatures: &[u8],
+    ) -> Result<Changed<()>, Error> {
+        let admitted = self.admit::<ChangeCluster>(context).await?;
+        let signatures =
+            operators::attribute(self.pinned(), crypto::sign::GRANT, &statement, signatures);
+        let grant = Grant { statement, signatures };
+        if let Err(refused) = operators::verify_grant(self.pinned(), &grant) {
+            tracing::warn!(%token, %refused, "a grant is not signed as it must be");
+            return Err(Error::Cryptographic);
+        }
+        let change = Change::GrantJoins { token, grant };
+        Ok(self.commit(context, &admitted, change).await?.map(|_| ()))
+    }
+
+    pub async fn join_tokens(
+        &self,
+        context: &Context,
+    ) -> Result<Seen<Vec<(JoinToken, bool)>>, Error> {
+        self.look::<ReadCluster, _>(context, |view, _| {
+            let tokens = view::join_tokens(view)?.into_iter();
+            let granted = |token: JoinToken| {
+                let granted = view::grant(view, token.id)?.is_some();
+                Ok((token, granted))
+            };
+            tokens.map(granted).collect()
+        })
+        .await
+    }
+
+    /// From here on nobody asks with it, and nobody is admitted by its grant.
+    pub async fn revoke_join_token(
+        &self,
+        context: &Context,
+        id: TokenId,
+    ) -> Result<Changed<()>, Error> {
+        let grant = self.admit::<ChangeCluster>(context).await?;
+        let done = self.commit(context, &grant, Change::RevokeJoinToken { id }).await?;
+        Ok(done.map(|_| ()))
     }
 
     /// Takes a node out for good: out of the roster at once, out of the KEK with the next epoch.
@@ -286,7 +347,7 @@ fn not_transferred(error: &TransferError) -> Error {
 
 /// Why a removal would hurt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-enum Loss {
+pub(super) enum Loss {
     #[error("it is the last voter")]
     LastVoter,
     #[error("the voters left could not serve")]
@@ -296,7 +357,7 @@ enum Loss {
 }
 
 /// A removal that makes nothing worse, that of a node that is lost already, is fine.
-fn loses(halves: &[Vec<Voter>], node: NodeId) -> Option<Loss> {
+pub(super) fn loses(halves: &[Vec<Voter>], node: NodeId) -> Option<Loss> {
     if !halves.iter().flatten().any(|voter| voter.node == node) {
         return None;
     }

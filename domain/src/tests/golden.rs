@@ -98,7 +98,9 @@ fn outcomes() -> Vec<Sample> {
 fn statements() -> Vec<Sample> {
     let statement = super::house::statement(2);
     let bytes = statement.to_bytes();
-    let Change::GrantJoins { grant, .. } = super::house::grant(50, |_| {}) else {
+    let Change::GrantJoins { grant, .. } = super::house::grant(50, |grant| {
+        (grant.name_pattern, grant.zone) = (Some("kms-*".into()), Some("a".into()));
+    }) else {
         panic!("it grants")
     };
     let voucher = Voucher { grant: grant.clone(), signature: vec![8; 64] };

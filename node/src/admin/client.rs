@@ -35,9 +35,8 @@ impl AdminClient {
     }
 
     /// Returns when the node has begun to ask; [`AdminClient::node`] tells how it goes.
-    pub(crate) async fn join(&self, token: &str, addresses: &[String]) -> Result<(), String> {
-        let join = Join { token: token.into(), addresses: addresses.to_vec() };
-        self.call(Method::POST, "/v1/join", &join).await
+    pub(crate) async fn join(&self, join: &Join) -> Result<(), String> {
+        self.call(Method::POST, "/v1/join", join).await
     }
 
     async fn call<T: DeserializeOwned>(

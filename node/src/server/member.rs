@@ -8,18 +8,19 @@ use api::ServeOptions;
 use custody::cluster::{self, Admitted, CertificateOptions, Founded, Roster, SlotIdentity};
 use custody::{Custody, NodeInfo};
 use domain::{ClusterId, NodeId};
+use hsm::Slot;
 use peers::Peers;
 use raft_store::Recovered;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{DRAIN, FOUND, Node, founding};
-use crate::admin::{Founding, Stage};
-use crate::config::{Backup, Config, TlsFiles};
+use super::{DRAIN, FOUND, Node, Stopped, founding};
+use crate::admin::{Ask, Founding, Stage};
+use crate::config::{Backup, TlsFiles};
 use crate::dev::secret_file;
 use crate::local::{DataDir, Local, REPLICA};
 use crate::tls::Certificate;
@@ -34,8 +35,15 @@ const KEEP: Duration = Duration::from_secs(1);
 /// How the node comes to belong to its cluster.
 pub(super) enum Begin {
     Resume(Local),
-    Found { founded: Box<Founded>, answer: oneshot::Sender<Result<Founding, String>> },
-    Join(Box<Admitted>),
+    Found {
+        founded: Box<Founded>,
+        answer: oneshot::Sender<Result<Founding, String>>,
+    },
+    /// In the place of the member whose data is here, if there is one.
+    Join {
+        admitted: Box<Admitted>,
+        before: Option<Box<Local>>,
+    },
 }
 
 pub(super) struct Starting {
@@ -43,11 +51,12 @@ pub(super) struct Starting {
     pub(super) begin: Begin,
     pub(super) api: TcpListener,
     pub(super) peers: TcpListener,
+    pub(super) asked: mpsc::Receiver<Ask>,
 }
 
-pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(), String> {
-    let Starting { node, begin, api, peers: peers_listener } = starting;
-    let local = local(&begin, &node.config);
+pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<Stopped, String> {
+    let Starting { node, begin, api, peers: peers_listener, asked } = starting;
+    let local = local(&begin, &node);
     node.stage.send_replace(Stage { phase: "recovering", node_id: Some(local.node.0), note: None });
 
     let roster = Arc::new(Roster::new(local.node, local.pinned.clone(), local.seeds.clone()));
@@ -59,7 +68,7 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
     let config = replica_config(&node, &local);
     let recovered = match &begin {
         Begin::Resume(_) => Recovered::open(config, peers.clone(), roster.clone()).await,
-        Begin::Found { .. } | Begin::Join(_) => {
+        Begin::Found { .. } | Begin::Join { .. } => {
             Recovered::create(config, peers.clone(), roster.clone()).await
         }
     };
@@ -91,7 +100,11 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
             node.dir.write(&local).map_err(text)?;
             let _ = answer.send(Ok(founding(&founded)));
         }
-        Begin::Join(_) => node.dir.write(&local).map_err(text)?,
+        Begin::Join { before: None, .. } => node.dir.write(&local).map_err(text)?,
+        Begin::Join { before: Some(before), .. } => {
+            let kept = node.dir.succeed(&before, &local).map_err(text)?;
+            info!(was = %before.node, kept = %kept.display(), "the data of the node before is put aside");
+        }
         Begin::Resume(_) => {}
     }
 
@@ -150,14 +163,12 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
     });
     info!(node = %local.node, cluster = %local.cluster, "serving");
 
-    let failed = tokio::select! {
-        () = stop.cancelled() => None,
-        why = replica.fatal() => Some(why),
-    };
-    if let Some(why) = failed {
+    let stopped = tokio::select! {
+        () = stop.cancelled() => Stopped::Told,
+        () = replaced(asked, &node.slot) => Stopped::Replaced,
         // Nothing below can be trusted to be written any more: stop as a crash would.
-        return Err(format!("the replica can not go on: {why}"));
-    }
+        why = replica.fatal() => return Err(format!("the replica can not go on: {why}")),
+    };
 
     info!("draining");
     custody.drain();
@@ -180,11 +191,32 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<(
     replica.stop().await;
     node.slot.clone().close().await;
     info!("stopped");
-    Ok(())
+    Ok(stopped)
 }
 
-fn local(begin: &Begin, config: &Config) -> Local {
-    let name = config.name.clone();
+/// Waits until the node is told that its slot is lost, and finds it so.
+async fn replaced(mut asked: mpsc::Receiver<Ask>, slot: &Slot) {
+    const BELONGS: &str = "this node belongs to a cluster already";
+    while let Some(ask) = asked.recv().await {
+        match ask {
+            Ask::Join(join, answer) if join.replace && !slot.health().borrow().is_healthy() => {
+                let _ = answer.send(Ok(()));
+                return;
+            }
+            Ask::Join(join, answer) => {
+                let works = "this node is a member, and its slot works: nothing is lost";
+                let why = if join.replace { works } else { BELONGS };
+                let _ = answer.send(Err(why.into()));
+            }
+            Ask::Prepare(answer) => drop(answer.send(Err(BELONGS.into()))),
+            Ask::Found(_, answer) => drop(answer.send(Err(BELONGS.into()))),
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+fn local(begin: &Begin, node: &Node) -> Local {
+    let name = node.config.name.clone();
     match begin {
         Begin::Resume(local) => local.clone(),
         Begin::Found { founded, .. } => Local {
@@ -195,13 +227,13 @@ fn local(begin: &Begin, config: &Config) -> Local {
             seeds: vec![founded.member.clone()],
             replica: REPLICA.into(),
         },
-        Begin::Join(admitted) => Local {
+        Begin::Join { admitted, .. } => Local {
             node: admitted.node,
             name,
             cluster: admitted.cluster,
             pinned: admitted.pinned.clone(),
             seeds: admitted.members.clone(),
-            replica: REPLICA.into(),
+            replica: node.dir.free_replica(admitted.node),
         },
     }
 }

@@ -14,7 +14,14 @@ impl Cluster {
     async fn restart(&mut self, id: u64, format_max: u16) {
         let node = self.nodes.remove(&id).unwrap();
         let NodeInfo { name, api_address, peer_address, zone, .. } = node.custody.node().clone();
-        let me = Newcomer { name: name.clone(), api_address, peer_address, zone, format_max };
+        let me = Newcomer {
+            name: name.clone(),
+            api_address,
+            peer_address,
+            zone,
+            format_max,
+            replace: false,
+        };
         let pinned = node.custody.pinned().clone();
         let (cluster, members) = node
             .custody
