@@ -190,6 +190,25 @@ pub fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat()
 }
 
+impl SoftHsm {
+    /// The device is destroyed, and another one is put in its place: same label, same PIN, no keys.
+    pub fn destroy_and_renew(&self) {
+        fs::remove_dir_all(&self.tokens_dir).expect("the token's files are there");
+        fs::create_dir_all(&self.tokens_dir).expect("a folder can be made");
+        let pin = fs::read_to_string(&self.pin_file).expect("the PIN is in its file");
+        initialise_token(&self.softhsm2_conf, &self.token_label, pin.trim());
+    }
+}
+
+fn initialise_token(softhsm2_conf: &Path, label: &str, pin: &str) {
+    let made = std::process::Command::new("softhsm2-util")
+        .args(["--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", pin])
+        .env("SOFTHSM2_CONF", softhsm2_conf)
+        .output()
+        .expect("softhsm2-util is there");
+    assert!(made.status.success(), "{}", said(&made));
+}
+
 fn make_token(folder: &Path, label: &str, pin: &str) -> SoftHsm {
     const MODULES: [&str; 4] = [
         "/usr/lib/softhsm/libsofthsm2.so",
@@ -205,12 +224,7 @@ fn make_token(folder: &Path, label: &str, pin: &str) -> SoftHsm {
         tokens_dir.display()
     );
     fs::write(&softhsm2_conf, text).expect("written");
-    let made = std::process::Command::new("softhsm2-util")
-        .args(["--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", pin])
-        .env("SOFTHSM2_CONF", &softhsm2_conf)
-        .output()
-        .expect("softhsm2-util is there");
-    assert!(made.status.success(), "{}", said(&made));
+    initialise_token(&softhsm2_conf, label, pin);
     SoftHsm {
         module: module.expect("SoftHSM 2 is installed"),
         token_label: label.to_owned(),

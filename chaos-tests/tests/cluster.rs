@@ -17,6 +17,7 @@ mod stories {
     mod partition;
     mod power;
     mod quorum_loss;
+    mod replace;
     mod restore;
     mod revocation;
     mod secrets;

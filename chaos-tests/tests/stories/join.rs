@@ -157,7 +157,7 @@ pub(crate) async fn approve(cluster: &DevCluster, name: &str) {
 }
 
 /// Every node votes, has a healthy slot with the KEK, and everything is under that KEK.
-async fn await_whole(cluster: &DevCluster) {
+pub(crate) async fn await_whole(cluster: &DevCluster) {
     let tolerated = (cluster.nodes.len() - 1) / 2;
     let give_up = Instant::now() + Duration::from_mins(2);
     loop {
