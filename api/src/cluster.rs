@@ -110,6 +110,28 @@ pub(crate) async fn rotate_kek(custody: Custody, call: Arc<Call>) -> Answer {
     })
 }
 
+pub(crate) async fn show_ca(custody: Custody, call: Arc<Call>) -> Answer {
+    Reply::seen(custody.authority(&call.context).await?, |authority| {
+        Reply::json(&wire::ClusterCa {
+            bundle: authority.trusted.concat(),
+            next_issues_from: authority.next_issues_from.map(render::time),
+            former_until: authority.former_until.map(render::time),
+        })
+    })
+}
+
+pub(crate) async fn rotate_ca(custody: Custody, call: Arc<Call>) -> Answer {
+    let wire::RotateCa { after } = call.json_or_default()?;
+    let after = render::span(after.unwrap_or(wire::Span::from_days(1)));
+    let rotated = custody.rotate_authority(&call.context, after).await?;
+    Reply::changed(rotated, |()| Ok(Reply::done()))
+}
+
+pub(crate) async fn drop_former_ca(custody: Custody, call: Arc<Call>) -> Answer {
+    let dropped = custody.drop_former_authority(&call.context).await?;
+    Reply::changed(dropped, |()| Ok(Reply::done()))
+}
+
 pub(crate) async fn snapshot(custody: Custody, call: Arc<Call>) -> Answer {
     call.no_body()?;
     let seen = custody.snapshot(&call.context).await?;

@@ -49,10 +49,24 @@ pub enum Command {
     Uncordon { node: NodeId },
     /// Start a new epoch of the key-encryption key
     RotateKek,
+    /// Print the certificates that callers have to trust, as PEM
+    Ca,
+    /// Make another CA for the nodes' certificates; callers are to take up `cluster ca` before it issues
+    RotateCa(RotateCa),
     /// Write a snapshot of the state now
     Snapshot,
     /// Show or change the settings
     Settings(SetSettings),
+}
+
+#[derive(Args, Debug)]
+pub struct RotateCa {
+    /// How long the callers have for that
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    after: Span,
+    /// Instead: have the CA before trusted no more, now
+    #[arg(long, conflicts_with = "after")]
+    finish: bool,
 }
 
 #[derive(Args, Debug)]
@@ -108,6 +122,17 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             Some(kek) => global.show(&kek, |kek| format!("epoch {} is {}", kek.epoch, kek.state)),
             None => done("a new epoch of the KEK is on its way"),
         },
+        Command::Ca => global.show(&client.ca().await?, |ca| ca.bundle.trim_end().to_owned()),
+        Command::RotateCa(RotateCa { finish: true, .. }) => {
+            client.drop_former_ca().await?;
+            done("the CA before is trusted no more")
+        }
+        Command::RotateCa(RotateCa { after, .. }) => {
+            client.rotate_ca(Some(after)).await?;
+            done(&format!(
+                "another CA issues in {after}: give callers what `cluster ca` prints before"
+            ))
+        }
         Command::Snapshot => match client.snapshot().await? {
             Some(snapshot) => {
                 global.show(&snapshot, |snapshot| format!("snapshot at index {}", snapshot.index))

@@ -6,12 +6,12 @@ use http::Method;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use wire::recipient::{self, Sealed};
 use wire::{
-    Answer, Approve, Ciphertext, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
+    Answer, Approve, Ciphertext, ClusterCa, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
     CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, GrantJoins, Health, Input, Join,
     JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, Key, Keys, ListKeys, MakeBackup, NodeId,
     Outcome, Page, PinRecoveryKit, Plaintext, Problem, Random, RandomRequest, RecoveryKit,
-    RecoveryKits, Reencrypt, ScheduleDestruction, Settings, SettingsPatch, Snapshot, Token, Tokens,
-    Tombstones, TransferLeader, UpdateKey, Version, Versions,
+    RecoveryKits, Reencrypt, RotateCa, ScheduleDestruction, Settings, SettingsPatch, Snapshot,
+    Span, Token, Tokens, Tombstones, TransferLeader, UpdateKey, Version, Versions,
 };
 
 use crate::request::{Answered, encode};
@@ -88,6 +88,20 @@ impl Client {
 
     pub async fn rotate_kek(&self) -> Result<Option<Kek>, Error> {
         self.change::<(), _>("/v1/cluster/rotate-kek", None).await
+    }
+
+    /// What callers have to trust, where the cluster issues the nodes' certificates.
+    pub async fn ca(&self) -> Result<ClusterCa, Error> {
+        self.read("/v1/cluster/ca").await
+    }
+
+    pub async fn rotate_ca(&self, after: Option<Span>) -> Result<(), Error> {
+        self.do_it("/v1/cluster/rotate-ca", Some(&RotateCa { after })).await
+    }
+
+    pub async fn drop_former_ca(&self) -> Result<(), Error> {
+        let request = self.changing(Method::DELETE, "/v1/cluster/former-ca".to_owned())?;
+        self.call::<IgnoredAny>(request).await.map(drop)
     }
 
     pub async fn snapshot(&self) -> Result<Option<Snapshot>, Error> {

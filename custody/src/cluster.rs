@@ -20,6 +20,7 @@ mod kits;
 mod messages;
 mod operators;
 mod roster;
+mod rotation;
 mod schedule;
 mod status;
 mod steps;
@@ -48,6 +49,7 @@ pub use kits::{Escrowed, KitSummary, KitView};
 pub use messages::LANE_PREFIX;
 pub use operators::{DOMAIN, Pinned, Refused, verify, verify_kit};
 pub use roster::{Peer, Roster};
+pub use rotation::AuthorityView;
 pub use schedule::{BackupView, Schedule, Verified};
 pub use status::{ClusterStatus, KekStatus, NodeRecovery, NodeStatus, NodeView};
 pub use succession::{bootstrap_token, new_cluster_id};
@@ -142,6 +144,7 @@ pub fn run(
         tokio::spawn(until(stop, crate::cache::guard(custody.clone()))),
         tokio::spawn(until(stop, introduce::insist(custody.clone()))),
         tokio::spawn(until(stop, formats::watch(custody.clone()))),
+        tokio::spawn(until(stop, rotation::keep(custody.clone()))),
         tokio::spawn(until(stop, schedule::keep(custody.clone()))),
     ];
     if let Some(certificate) = &options.certificate {

@@ -3,6 +3,7 @@
 //! Every replica applies the same commands in the same order and must end with the same bytes, so
 //! this reads nothing but the command, its index and the records.
 
+mod authority;
 mod cluster;
 mod enrolment;
 mod epochs;
@@ -114,6 +115,7 @@ impl<R: Records> Applying<'_, R> {
                 | Change::ApplyToJoin(_)
                 | Change::GrantJoins { .. }
                 | Change::AdmitGranted { .. }
+                | Change::RotateAuthority { .. }
         );
         let bytes = self.draft.largest();
         if brings_text && bytes > MAX_BROUGHT {
@@ -176,6 +178,11 @@ impl<R: Records> Applying<'_, R> {
                 self.propose_escrowed_epoch(epoch, escrow)
             }
             Change::ApplyToJoin(application) => self.apply_to_join(application),
+            Change::RotateAuthority { authority, key, after } => {
+                self.rotate_authority(authority, key, *after)
+            }
+            Change::AdvanceAuthority => self.advance_authority(),
+            Change::DropFormerAuthority => self.drop_former_authority(),
             Change::RevokeJoinToken { id } => self.revoke_join_token(*id),
             Change::GrantJoins { token, grant } => self.grant_joins(*token, grant),
             Change::AdmitGranted { node, statement, signatures } => {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{ClusterId, Epoch, Lineage, NodeId, Revision};
+use crate::{ClusterId, Epoch, Lineage, NodeId, Revision, Span, Time};
 
 /// The newest format of the state that this program knows. The format in force is in the state
 /// ([`Cluster::format`]); it selects the semantics of `apply` and the bytes under the digest.
@@ -11,7 +11,7 @@ use crate::{ClusterId, Epoch, Lineage, NodeId, Revision};
 /// 1. The first.
 /// 2. Recovery kits, epochs that are escrowed to them, succession.
 /// 3. Wraps counted by epoch, the policy of the KEK, lost slots and what they expose; enrolments:
-///    challenges, replacements, grants.
+///    challenges, replacements, grants; rotation of the CA.
 pub const FORMAT: u16 = 3;
 
 /// The oldest format that this program reads, and the one in which every log begins:
@@ -60,4 +60,23 @@ pub struct Authority {
     pub certificate_pem: String,
     /// The name of its key in the namespace `_system`.
     pub key: String,
+}
+
+/// A CA that callers are to trust already; it issues nothing yet.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NextAuthority {
+    pub authority: Authority,
+    pub issues_from: Time,
+}
+
+/// The CA before: what it issued is good until it ends.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FormerAuthority {
+    pub authority: Authority,
+    pub until: Time,
+}
+
+impl FormerAuthority {
+    /// A certificate of a node lives 30 days.
+    pub const TRUSTED_FOR: Span = Span::from_hours(24 * 31);
 }

@@ -222,6 +222,15 @@ pub enum Change {
     RevokeJoinToken {
         id: TokenId,
     },
+    /// Another CA: it is trusted from here on, and issues when `after` is over.
+    RotateAuthority {
+        authority: Authority,
+        key: Box<CreateKey>,
+        after: Span,
+    },
+    /// Does what is due in a rotation of the CA.
+    AdvanceAuthority,
+    DropFormerAuthority,
 }
 
 impl Change {
@@ -265,7 +274,10 @@ impl Change {
             | Self::ApplyToJoin(_)
             | Self::GrantJoins { .. }
             | Self::AdmitGranted { .. }
-            | Self::RevokeJoinToken { .. } => 3,
+            | Self::RevokeJoinToken { .. }
+            | Self::RotateAuthority { .. }
+            | Self::AdvanceAuthority
+            | Self::DropFormerAuthority => 3,
         }
     }
 
@@ -300,7 +312,8 @@ impl Change {
             | Self::ApplyToJoin(_)
             | Self::GrantJoins { .. }
             | Self::AdmitGranted { .. }
-            | Self::RevokeJoinToken { .. } => true,
+            | Self::RevokeJoinToken { .. }
+            | Self::DropFormerAuthority => true,
             Self::CreateKey(_)
             | Self::UpdateKey { .. }
             | Self::RotateKey { .. }
@@ -311,6 +324,8 @@ impl Change {
             | Self::PatchSettings(_)
             | Self::SwitchFormat { .. }
             | Self::PinKit { .. }
+            | Self::RotateAuthority { .. }
+            | Self::AdvanceAuthority
             | Self::RotateSucceeded { .. }
             | Self::PatchKekPolicy { .. }
             | Self::RotateExposed { .. } => false,

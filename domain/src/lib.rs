@@ -27,7 +27,10 @@ mod token;
 pub mod view;
 
 pub use apply::{apply, succeed};
-pub use cluster::{Authority, Cluster, FORMAT, FORMAT_OLDEST, NewerFormat, Operators, readable};
+pub use cluster::{
+    Authority, Cluster, FORMAT, FORMAT_OLDEST, FormerAuthority, NewerFormat, NextAuthority,
+    Operators, readable,
+};
 pub use command::{
     Answer, Change, Command, CreateKey, Idempotency, Initialise, KeyPatch, NewEpoch, Outcome,
     Receipt, Reject, Rewrap, Target,

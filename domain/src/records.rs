@@ -199,6 +199,8 @@ pub(crate) mod at {
     const EXPOSED_COUNT: u8 = 28;
     pub(crate) const ENROLMENT: u8 = 29;
     pub(crate) const GRANT: u8 = 30;
+    const NEXT_AUTHORITY: u8 = 31;
+    const FORMER_AUTHORITY: u8 = 32;
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];
@@ -323,6 +325,12 @@ pub(crate) mod at {
     }
     pub(crate) fn succession(at: Revision) -> Vec<u8> {
         join(SUCCESSION, &[&at.0.to_be_bytes()])
+    }
+    pub(crate) fn next_authority() -> Vec<u8> {
+        vec![NEXT_AUTHORITY]
+    }
+    pub(crate) fn former_authority() -> Vec<u8> {
+        vec![FORMER_AUTHORITY]
     }
     pub(crate) fn enrolment(node: NodeId) -> Vec<u8> {
         join(ENROLMENT, &[&node.0.to_be_bytes()])

@@ -1,5 +1,6 @@
 //! Stories, laws and golden files of the whole state machine.
 
+mod authority;
 mod clock;
 mod enrolment;
 mod epochs;

@@ -7,9 +7,10 @@ use serde::de::DeserializeOwned;
 use crate::records::at::{self, Due};
 use crate::records::{parse, read};
 use crate::{
-    Authority, Broken, Cluster, Enrolment, Epoch, Exposure, Forbidden, Grant, Join, JoinToken,
-    KekEpoch, KekPolicy, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member, Namespace, NodeId,
-    Records, Settings, Succession, Time, Token, TokenId, Tombstone, Version, VersionState,
+    Authority, Broken, Cluster, Enrolment, Epoch, Exposure, Forbidden, FormerAuthority, Grant,
+    Join, JoinToken, KekEpoch, KekPolicy, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member,
+    Namespace, NextAuthority, NodeId, Records, Settings, Succession, Time, Token, TokenId,
+    Tombstone, Version, VersionState,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -129,6 +130,26 @@ pub fn join(records: &impl Records, node: NodeId) -> Result<Option<Join>, Broken
 
 pub fn joins(records: &impl Records) -> Result<Vec<Join>, Broken> {
     table(records, at::JOIN)
+}
+
+/// The CA that issues when its time has come.
+pub fn next_authority(records: &impl Records) -> Result<Option<NextAuthority>, Broken> {
+    read(records, &at::next_authority())
+}
+
+/// The CA before, while what it issued is still good.
+pub fn former_authority(records: &impl Records) -> Result<Option<FormerAuthority>, Broken> {
+    read(records, &at::former_authority())
+}
+
+/// The certificates of the CAs that callers have to trust, that of the issuing one first.
+pub fn trusted_authorities(records: &impl Records) -> Result<Vec<String>, Broken> {
+    let all = [
+        authority(records)?,
+        next_authority(records)?.map(|next| next.authority),
+        former_authority(records)?.map(|former| former.authority),
+    ];
+    Ok(all.into_iter().flatten().map(|authority| authority.certificate_pem).collect())
 }
 
 /// What is known of a join that was asked for in format 3 or later.

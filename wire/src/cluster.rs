@@ -273,6 +273,30 @@ pub struct Join {
     pub proved_to: Option<NodeId>,
 }
 
+/// `GET /v1/cluster/ca`: what callers have to trust, where the cluster issues the certificates.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ClusterCa {
+    /// Certificates in PEM, that of the CA that issues now first.
+    pub bundle: String,
+    /// While another CA is announced: it issues from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_issues_from: Option<Time>,
+    /// While the CA before is trusted: until then, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_until: Option<Time>,
+}
+
+/// `POST /v1/cluster/rotate-ca`
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RotateCa {
+    /// How long callers have to take up the new bundle before the new CA issues; a day when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Span>,
+}
+
 /// `GET /v1/cluster/join-tokens`
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

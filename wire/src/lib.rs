@@ -23,9 +23,9 @@ mod token;
 pub use backup::{BackupStatus, MakeBackup, Tombstone, TombstoneState, Tombstones};
 pub use bytes::{Bytes64, NotBase64, SecretBase64};
 pub use cluster::{
-    Approve, ClusterStatus, CreateJoinToken, FormatSwitch, FormatWait, FormatWaitReason,
+    Approve, ClusterCa, ClusterStatus, CreateJoinToken, FormatSwitch, FormatWait, FormatWaitReason,
     GrantJoins, Join, JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, KekState, MemberRole,
-    NodeHsm, NodeRecovery, NodeStatus, RecoveryPath, Settings, SettingsPatch, Snapshot,
+    NodeHsm, NodeRecovery, NodeStatus, RecoveryPath, RotateCa, Settings, SettingsPatch, Snapshot,
     StateDigest, Succession, SuccessionCause, Survives, TransferLeader,
 };
 pub use key::{

@@ -342,12 +342,11 @@ impl Custody {
             if !members.iter().any(|member| member.node == node) {
                 return Ok(Answer::Refused(format!("node {node} was removed")));
             }
-            let authority = view::authority(view)?;
             Ok(Answer::Admitted(Box::new(Admission {
                 cluster: cluster.id,
                 node,
                 members,
-                authority_pem: authority.map(|ca| ca.certificate_pem).unwrap_or_default(),
+                authority_pem: view::trusted_authorities(view)?.concat(),
             })))
         })
     }

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 /// The name of its key in `_system`.
 pub(super) const KEY: &str = "authority";
+const NAME: &str = "Strongroom cluster CA";
 const DAY: Duration = Duration::from_hours(24);
 const OWN_DAYS: u32 = 3652;
 /// Renewed at two thirds.
@@ -27,11 +28,29 @@ pub(super) struct Made {
     pub(super) certificate_pem: String,
 }
 
+/// A CA with a name of its own, so that nobody takes one for another. Its key's name in `_system` too.
+pub(super) struct Named {
+    pub(super) key: String,
+    pub(super) made: Made,
+}
+
+pub(super) fn make_another() -> Result<Named, String> {
+    let mut mark = [0; 4];
+    getrandom::fill(&mut mark).map_err(|error| error.to_string())?;
+    let mark = hex::encode(mark);
+    let made = make_named(&format!("{NAME} {mark}"))?;
+    Ok(Named { key: format!("{KEY}-{mark}"), made })
+}
+
 pub(super) fn make() -> Result<Made, String> {
+    make_named(NAME)
+}
+
+fn make_named(name: &str) -> Result<Made, String> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "Strongroom cluster CA");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = validity(OWN_DAYS);

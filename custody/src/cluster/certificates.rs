@@ -1,5 +1,7 @@
 //! The certificate that callers see, where the operator brings none.
 //!
+//! It is renewed in time, and when another CA issues.
+//!
 //! The node makes the key, which never leaves it; the leader opens the CA's key for one signature.
 //! Where it is kept and how it is put into service is `node`'s business.
 
@@ -19,7 +21,9 @@ use crate::wrapping::{self, Bound};
 use crate::{Custody, Error};
 
 const RETRY: Duration = Duration::from_millis(250);
-const LOOK: Duration = Duration::from_hours(1);
+/// How often it is looked whether the CA is another one by now.
+const LOOK: Duration = Duration::from_secs(2);
+const MISTAKEN: Duration = Duration::from_mins(10);
 
 #[derive(Clone, Debug, Default)]
 pub struct CertificateOptions {
@@ -43,21 +47,23 @@ impl std::fmt::Debug for Issued {
 
 /// Asks until there is a certificate, and again before it ends.
 pub(super) async fn renew(custody: Custody, options: CertificateOptions) {
-    let mut due = options.current_pem.as_deref().and_then(renewal_at).unwrap_or(0);
+    let mut issued = options.current_pem;
+    let mut due = issued.as_deref().and_then(renewal_at).unwrap_or(0);
     loop {
         let time = now().0 / 1000;
-        if time < due {
+        if time < due && !custody.is_of_another_authority(issued.as_deref()) {
             tokio::time::sleep(LOOK.min(Duration::from_secs(due - time))).await;
             continue;
         }
         match custody.request_certificate(&options.names).await {
-            Ok(issued) => {
-                due = renewal_at(&issued.chain_pem).unwrap_or(0);
+            Ok(fresh) => {
+                due = renewal_at(&fresh.chain_pem).unwrap_or(0);
+                issued = Some(fresh.chain_pem.clone());
                 if due <= now().0 / 1000 {
                     tracing::error!("the cluster issued a certificate that is due already");
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(MISTAKEN).await;
                 }
-                custody.cluster_state().issued.send_replace(Some(Arc::new(issued)));
+                custody.cluster_state().issued.send_replace(Some(Arc::new(fresh)));
                 tracing::info!("a certificate for callers was issued");
             }
             Err(error) => {
@@ -72,6 +78,15 @@ impl Custody {
     /// Each certificate that was issued to this node; it has to be put into service.
     pub fn certificate(&self) -> watch::Receiver<Option<Arc<Issued>>> {
         self.cluster_state().issued.subscribe()
+    }
+
+    /// Whether this chain is not of the CA that issues now, as far as this node's state tells.
+    fn is_of_another_authority(&self, chain_pem: Option<&str>) -> bool {
+        let current = self.replica().read(|view| view::authority(view)).ok().flatten();
+        match (chain_pem, current) {
+            (Some(chain), Some(current)) => !chain.ends_with(&current.certificate_pem),
+            (None, _) | (_, None) => false,
+        }
     }
 
     async fn request_certificate(&self, names: &[String]) -> Result<Issued, Error> {

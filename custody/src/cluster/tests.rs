@@ -1,5 +1,6 @@
 //! Whole clusters in one process: real slots (embedded), real logs, the real wire on loopback.
 
+mod authority;
 mod enrolment;
 mod formats;
 mod kits;
@@ -738,7 +739,7 @@ async fn who_ran_before_does_not_come_back_with_an_empty_directory() {
     let deadline = Instant::now() + PATIENCE;
     let again = join(&node.slot, ticket, &addresses, &me, deadline, |_| ()).await;
     let Err(JoinError::Refused(why)) = again else { panic!("{again:?}") };
-    assert!(why.contains("ran before"), "{why}");
+    assert!(why.contains("used up"), "{why}");
     // Told again under its key, a removal is remembered; under none, there is nothing to remove.
     let idempotency = Some(crate::IdempotencyKey { key: "k".into(), fingerprint: [1; 32] });
     let once = Context { idempotency, ..cluster.context() };

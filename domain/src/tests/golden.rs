@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use super::samples;
 use crate::apply::memory::{Answered, Expiring, Memory};
 use crate::{
-    Authority, Change, Cluster, Command, Enrolment, Exposure, Grant, GrantStatement, Join,
-    JoinToken, KekEpoch, KekPolicy, Key, KeyVersion, Kit, KitStatement, Member, Namespace, Outcome,
-    Settings, Statement, Succession, Time, Token, TokenId, Undecodable, Voucher, decode, encode,
+    Authority, Change, Cluster, Command, Enrolment, Exposure, FormerAuthority, Grant,
+    GrantStatement, Join, JoinToken, KekEpoch, KekPolicy, Key, KeyVersion, Kit, KitStatement,
+    Member, Namespace, NextAuthority, Outcome, Settings, Statement, Succession, Time, Token,
+    TokenId, Undecodable, Voucher, decode, encode,
 };
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
@@ -64,6 +65,8 @@ fn records(house: super::house::House) -> Vec<Sample> {
                 27 => again::<()>,
                 29 => again::<Enrolment>,
                 30 => again::<Grant>,
+                31 => again::<NextAuthority>,
+                32 => again::<FormerAuthority>,
                 other => panic!("table {other} is not known here"),
             },
             name: hex::encode(record),

@@ -259,7 +259,10 @@ fn blobs(change: &mut Change) -> Vec<&mut Wrapped> {
         | Change::ApplyToJoin(_)
         | Change::GrantJoins { .. }
         | Change::AdmitGranted { .. }
-        | Change::RevokeJoinToken { .. } => Vec::new(),
+        | Change::RevokeJoinToken { .. }
+        | Change::RotateAuthority { .. }
+        | Change::AdvanceAuthority
+        | Change::DropFormerAuthority => Vec::new(),
     }
 }
 

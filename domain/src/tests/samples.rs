@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use super::authority::rotate as rotate_authority;
 use super::house::*;
 use crate::{
     Answer, Change, Command, Epoch, KekPolicy, KekPolicyPatch, KeyPatch, KeyState, KitId,
     NextVersion, NodeId, Outcome, Principal, Receipt, Reject, Revision, Rewrap, SettingsPatch,
-    Standing, Statement, TokenId, Version, view,
+    Span, Standing, Statement, TokenId, Version, view,
 };
 
 /// The name of a change. A new variant does not compile without one, nor pass without a sample.
@@ -50,10 +51,13 @@ pub(super) fn name(change: &Change) -> &'static str {
         Change::GrantJoins { .. } => "grant-joins",
         Change::AdmitGranted { .. } => "admit-granted",
         Change::RevokeJoinToken { .. } => "revoke-join-token",
+        Change::RotateAuthority { .. } => "rotate-authority",
+        Change::AdvanceAuthority => "advance-authority",
+        Change::DropFormerAuthority => "drop-former-authority",
     }
 }
 
-pub(super) const CHANGES: usize = 38;
+pub(super) const CHANGES: usize = 41;
 
 /// A life of a cluster in which every change is accepted once at least, in the order of the log.
 /// Most are told by a caller who names every third of them.
@@ -220,6 +224,11 @@ pub(super) fn commands_of_enrolment() -> Vec<Command> {
         admit_granted(&statement(granted, &format!("n{granted}"))),
         join_token(51, |_| {}),
         Change::RevokeJoinToken { id: TokenId(id(51)) },
+        rotate_authority("ca-2", 2, Span(0)),
+        Change::AdvanceAuthority,
+        Change::DropFormerAuthority,
+        rotate_authority("ca-3", 2, Span(0)),
+        Change::AdvanceAuthority,
     ]
     .into_iter()
     .map(|change| house.command(change))
