@@ -56,7 +56,6 @@ async fn a_leader_cut_off_from_its_peers_serves_nothing() {
     figure("partitions of the leader", partitions);
     figure("longest time to heal", format!("{} ms", heals[heals.len() - 1].as_millis()));
     judge("partition", seed, &load.recorder.history());
-    assert_eq!(wire.strangers(), 0, "every connection between peers was on a known link");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
