@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use domain::NodeId;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesResponse, VoteResponse};
 use peers::{BoxFuture, Caller, Incoming, Lane, Refusal, Service};
@@ -21,7 +22,7 @@ use crate::promises::{Kept, Promised, Promises};
 use crate::readiness::Readiness;
 use crate::recovery::{Offer, Part};
 use crate::room::Room;
-use crate::snapshots::{Built, Shelf, in_background};
+use crate::snapshots::{Built, Shelf, SnapshotFile, in_background};
 use crate::types::{Raft, TypeConfig, index_of};
 
 /// How much of a snapshot goes into an answer: small beside the limit of a frame, so that nothing
@@ -141,12 +142,17 @@ impl Handler {
         }
     }
 
-    /// The newest snapshot. Where there is none, one is built for the next time that it is asked.
+    /// The newest snapshot. Where the state has moved on since, one is built for the next time that
+    /// it is asked: the asker's log may begin later than this one ends.
     async fn offer(&self) -> Option<Offer> {
         let newest = self.shelf.newest();
-        if let (None, Some(raft)) = (&newest, self.raft.get()) {
-            // A replica that stops offers none.
-            let _ = raft.trigger().snapshot().await;
+        let reach = newest.as_ref().map_or(0, SnapshotFile::index);
+        if let Some(raft) = self.raft.get() {
+            let applied = index_of(raft.metrics().borrow_watched().last_applied.as_ref());
+            if applied > reach {
+                // A replica that stops offers none.
+                let _ = raft.trigger().snapshot().await;
+            }
         }
         newest.map(|file| Offer { meta: file.meta, bytes: file.bytes })
     }
