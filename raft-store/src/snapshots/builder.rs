@@ -8,29 +8,22 @@ use std::time::Instant;
 use openraft::RaftSnapshotBuilder;
 
 use crate::files::damaged;
-use crate::snapshots::format::SnapshotWriter;
+use crate::snapshots::format::{CHUNK_RECORDS, Chunk, SnapshotWriter};
 use crate::snapshots::shelf::{Shelf, SnapshotFile};
 use crate::state::{Frozen, LogWeight, Note, Store};
 use crate::types::{SnapshotMeta, TypeConfig};
 
-/// Read under the store's lock at a time: applying waits that long.
-const READ_RECORDS: usize = 256;
-
 pub(crate) struct Builder {
     store: Arc<Store>,
     shelf: Arc<Shelf>,
-    frozen: Arc<Frozen>,
     weight: Arc<LogWeight>,
-    /// Of the log, when the moment was frozen.
-    applied: u64,
 }
 
 pub(crate) type Built = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 
 impl Builder {
     pub(crate) fn new(store: Arc<Store>, shelf: Arc<Shelf>, weight: Arc<LogWeight>) -> Self {
-        let (applied, frozen) = (weight.applied(), store.freeze());
-        Self { store, shelf, frozen, weight, applied }
+        Self { store, shelf, weight }
     }
 }
 
@@ -39,8 +32,9 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<Built> {
         let (store, shelf) = (Arc::clone(&self.store), Arc::clone(&self.shelf));
-        let frozen = Arc::clone(&self.frozen);
-        let built = in_background(move || build(&store, &shelf, &frozen)).await;
+        // Of the log: what is applied until the moment is frozen counts as later.
+        let applied = self.weight.applied();
+        let built = in_background(move || build(&store, &shelf, &store.freeze()?)).await;
         let file = match built {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -53,7 +47,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
                 return Err(error);
             }
         };
-        self.weight.snapshot_taken(self.applied);
+        self.weight.snapshot_taken(applied);
         // Whatever a snapshot lets the log forget, the state must hold as well; and only then is it
         // known to stand on this one.
         self.store.flush().await?;
@@ -96,14 +90,16 @@ fn write(store: &Store, shelf: &Shelf, frozen: &Frozen, aside: &Path) -> io::Res
         last_membership: frozen.note.membership.clone(),
     };
     let mut writer = SnapshotWriter::create(shelf.disk(), aside, shelf.origin(), &meta)?;
+    let mut records = frozen.records();
     loop {
-        let chunk = store.next_frozen_chunk(frozen, READ_RECORDS).map_err(io::Error::other)?;
-        let Some(chunk) = chunk else {
+        if !store.stands_in(frozen) {
             // A snapshot of the leader was installed meanwhile, and is further.
             let _ = shelf.disk().remove(aside);
             let newest = shelf.newest();
             return newest.ok_or_else(|| io::Error::other("the installed snapshot is gone"));
-        };
+        }
+        let chunk = records.by_ref().take(CHUNK_RECORDS).collect::<Result<Chunk, _>>();
+        let chunk = chunk.map_err(io::Error::other)?;
         if chunk.is_empty() {
             break;
         }

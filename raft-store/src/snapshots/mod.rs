@@ -8,6 +8,6 @@ mod shelf;
 pub(crate) use builder::build;
 pub(crate) use builder::{Builder, Built, in_background, snapshot_estimate};
 pub(crate) use format::{
-    CHUNK_RECORDS, Chunk, Origin, Place, SnapshotReader, SnapshotWriter, read_chunk, records,
+    CHUNK_RECORDS, Origin, Place, SnapshotReader, SnapshotWriter, read_chunk, records,
 };
 pub(crate) use shelf::{Found, Shelf, SnapshotFile};

@@ -17,19 +17,36 @@ use crate::state::run;
 /// Chunks of a snapshot and of a run that are kept in memory, each in the slot of its number.
 const SNAPSHOT_SLOTS: usize = 256;
 const RUN_SLOTS: usize = 64;
+/// Records that are read of a layer before it is known how many of them are wanted; then twice as many.
+const FIRST_STEP: usize = 8;
+
+/// A clone shows for good what this one shows now.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    body: Arc<Body>,
+    hidden: Vec<u64>,
+}
 
 #[derive(Debug)]
-pub(crate) struct Layer {
+struct Body {
     source: Source,
     records: u64,
-    hidden: Vec<u64>,
     recent: Mutex<Vec<Option<Recent>>>,
 }
 
 #[derive(Debug)]
 enum Source {
     Snapshot { snapshot: SnapshotFile, file: Arc<dyn DataFile> },
-    Run { tree: sled::Db, number: u32, places: Vec<Place>, filter: Filter },
+    Run { tree: sled::Db, number: u32, contents: Arc<Contents> },
+}
+
+/// What is known of a run without reading it.
+#[derive(Debug)]
+pub(super) struct Contents {
+    /// Those of its chunks: their offsets are not used.
+    pub(super) places: Vec<Place>,
+    pub(super) filter: Filter,
+    pub(super) records: u64,
 }
 
 /// The number of a chunk that was read lately, and its body.
@@ -48,36 +65,63 @@ impl Layer {
         Self::new(Source::Snapshot { snapshot, file }, records, SNAPSHOT_SLOTS)
     }
 
-    /// The places of a run are those of its chunks: their offsets are not used.
-    pub(super) fn run(
-        tree: sled::Db,
-        number: u32,
-        places: Vec<Place>,
-        filter: Filter,
-        records: u64,
-    ) -> io::Result<Self> {
-        Self::new(Source::Run { tree, number, places, filter }, records, RUN_SLOTS)
+    pub(super) fn run(tree: sled::Db, number: u32, contents: Arc<Contents>) -> io::Result<Self> {
+        let records = contents.records;
+        Self::new(Source::Run { tree, number, contents }, records, RUN_SLOTS)
     }
 
     fn new(source: Source, records: u64, slots: usize) -> io::Result<Self> {
         let words = usize::try_from(records.div_ceil(64)).map_err(io::Error::other)?;
         let recent = Mutex::new(vec![None; slots]);
-        Ok(Self { source, records, hidden: vec![0; words], recent })
+        Ok(Self { body: Arc::new(Body { source, records, recent }), hidden: vec![0; words] })
+    }
+
+    /// Copies a run into another sled, under another number, and tells all names in it, those of what
+    /// was removed too.
+    pub(super) fn copy_to(
+        &self,
+        tree: &sled::Db,
+        number: u32,
+        each: impl FnMut(&[u8]) -> Result<(), Broken>,
+    ) -> Result<Self, Broken> {
+        let Source::Run { tree: from, number: run, contents } = &self.body.source else {
+            return Err(Broken("a snapshot is not copied".into()));
+        };
+        let copied = run::copy((from, *run), (tree, number), each);
+        copied.map_err(|why| self.body.broken(&io::Error::other(why)))?;
+        Self::run(tree.clone(), number, Arc::clone(contents))
+            .map_err(|error| self.body.broken(&error))
+    }
+
+    /// Hides what the other one hides, which has the same records.
+    pub(super) fn hide_as(&mut self, other: &Self) {
+        self.hidden.clone_from(&other.hidden);
     }
 
     /// What it is read from, if that is a snapshot.
     pub(crate) fn file(&self) -> Option<&SnapshotFile> {
-        match &self.source {
+        match &self.body.source {
             Source::Snapshot { snapshot, .. } => Some(snapshot),
             Source::Run { .. } => None,
         }
     }
 
     fn places(&self) -> &[Place] {
-        match &self.source {
-            Source::Snapshot { snapshot, .. } => &snapshot.contents.places,
-            Source::Run { places, .. } => places,
+        self.body.places()
+    }
+
+    /// How many of its records are not hidden.
+    pub(super) fn shown(&self) -> u64 {
+        let hidden: u64 = self.hidden.iter().map(|word| u64::from(word.count_ones())).sum();
+        self.body.records - hidden
+    }
+
+    /// Hides the record of this key, if there is one.
+    pub(super) fn hide_named(&mut self, key: &[u8]) -> Result<(), Broken> {
+        if let Some(found) = self.find(key)? {
+            self.hide(found.ordinal);
         }
+        Ok(())
     }
 
     pub(super) fn hide(&mut self, ordinal: u64) {
@@ -92,15 +136,15 @@ impl Layer {
 
     /// The record of this key, if it is not hidden.
     pub(super) fn find(&self, key: &[u8]) -> Result<Option<Found>, Broken> {
-        if let Source::Run { filter, .. } = &self.source
-            && !filter.may_hold(key)
+        if let Source::Run { contents, .. } = &self.body.source
+            && !contents.filter.may_hold(key)
         {
             return Ok(None);
         }
         let Some(chunk) = self.chunk_of(key) else { return Ok(None) };
-        let body = self.chunk(chunk)?;
+        let body = self.body.chunk(chunk)?;
         for (ordinal, record) in (self.places()[chunk].ordinal..).zip(records(&body)) {
-            let (name, value) = record.map_err(|error| self.broken(&error))?;
+            let (name, value) = record.map_err(|error| self.body.broken(&error))?;
             if name == key && !self.is_hidden(ordinal) {
                 return Ok(Some(Found { ordinal, value: value.to_vec() }));
             }
@@ -112,14 +156,14 @@ impl Layer {
     }
 
     /// Its records that are not hidden, whose key begins with `prefix` and is not before `start`, in
-    /// order. About `wanted` of them will be taken.
+    /// order. At most `wanted` of them will be taken, and fewer where other layers have some.
     pub(super) fn from<'a>(
         &'a self,
         prefix: &'a [u8],
         start: &[u8],
         wanted: usize,
     ) -> impl Iterator<Item = Result<Record, Broken>> + use<'a> {
-        let step = wanted.clamp(1, CHUNK_RECORDS);
+        let mut step = wanted.clamp(1, FIRST_STEP);
         let mut start = Some(start.to_vec());
         let steps = std::iter::from_fn(move || {
             let from = start.take()?;
@@ -129,6 +173,7 @@ impl Layer {
             {
                 // The least key that is greater than another ends in a zero byte more.
                 start = found.last().map(|(name, _)| [name, &[0][..]].concat());
+                step = (2 * step).min(CHUNK_RECORDS);
             }
             Some(found)
         });
@@ -146,19 +191,11 @@ impl Layer {
         let places = self.places();
         let mut chunk = self.chunk_of(start).unwrap_or(0);
         while chunk < places.len() && found.len() < limit {
-            let end = places.get(chunk + 1).map_or(self.records, |next| next.ordinal);
-            let shown = self.next_shown(places[chunk].ordinal);
-            if shown >= end {
-                if shown >= self.records {
-                    break;
-                }
-                // All of it is hidden, and maybe much that follows.
-                chunk = places.partition_point(|place| place.ordinal <= shown) - 1;
-                continue;
-            }
-            let body = self.chunk(chunk)?;
+            let Some(next) = self.chunk_shown(chunk) else { break };
+            chunk = next;
+            let body = self.body.chunk(chunk)?;
             for (ordinal, record) in (places[chunk].ordinal..).zip(records(&body)) {
-                let (name, value) = record.map_err(|error| self.broken(&error))?;
+                let (name, value) = record.map_err(|error| self.body.broken(&error))?;
                 if name < start || self.is_hidden(ordinal) {
                     continue;
                 }
@@ -170,6 +207,40 @@ impl Layer {
             chunk += 1;
         }
         Ok(found)
+    }
+
+    /// All records that are not hidden, in order: each chunk is read once, and kept for nobody.
+    pub(super) fn all(&self) -> impl Iterator<Item = Result<Record, Broken>> + '_ {
+        let mut next = 0;
+        let chunks = std::iter::from_fn(move || {
+            let chunk = self.chunk_shown(next)?;
+            next = chunk + 1;
+            Some(self.shown_of(chunk))
+        });
+        chunks.flat_map(|chunk| match chunk {
+            Ok(records) => records.into_iter().map(Ok).collect(),
+            Err(broken) => vec![Err(broken)],
+        })
+    }
+
+    fn shown_of(&self, chunk: usize) -> Result<Vec<Record>, Broken> {
+        let body = self.body.read(chunk)?;
+        let mut shown = Vec::new();
+        for (ordinal, record) in (self.places()[chunk].ordinal..).zip(records(&body)) {
+            let (name, value) = record.map_err(|error| self.body.broken(&error))?;
+            if !self.is_hidden(ordinal) {
+                shown.push((name.to_vec(), value.to_vec()));
+            }
+        }
+        Ok(shown)
+    }
+
+    /// This chunk, or the next one that has a record which is not hidden: maybe many are.
+    fn chunk_shown(&self, chunk: usize) -> Option<usize> {
+        let places = self.places();
+        let shown = self.next_shown(places.get(chunk)?.ordinal);
+        let found = places.partition_point(|place| place.ordinal <= shown) - 1;
+        (shown < self.body.records).then_some(found)
     }
 
     /// The chunk that a key would stand in.
@@ -188,6 +259,15 @@ impl Layer {
         }
         word as u64 * 64 + u64::from(shown.trailing_zeros())
     }
+}
+
+impl Body {
+    fn places(&self) -> &[Place] {
+        match &self.source {
+            Source::Snapshot { snapshot, .. } => &snapshot.contents.places,
+            Source::Run { contents, .. } => &contents.places,
+        }
+    }
 
     fn chunk(&self, number: usize) -> Result<Arc<Vec<u8>>, Broken> {
         let slot;
@@ -198,16 +278,20 @@ impl Layer {
                 return Ok(Arc::clone(body));
             }
         }
+        let body = Arc::new(self.read(number)?);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent[slot] = Some((number, Arc::clone(&body)));
+        Ok(body)
+    }
+
+    fn read(&self, number: usize) -> Result<Vec<u8>, Broken> {
         let body = match &self.source {
             Source::Snapshot { snapshot, file } => {
                 read_chunk(&**file, &snapshot.contents.places[number])
             }
             Source::Run { tree, number: run, .. } => run::read_chunk(tree, *run, number),
         };
-        let body = Arc::new(body.map_err(|error| self.broken(&error))?);
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent[slot] = Some((number, Arc::clone(&body)));
-        Ok(body)
+        body.map_err(|error| self.broken(&error))
     }
 
     fn broken(&self, error: &io::Error) -> Broken {

@@ -10,6 +10,7 @@ use domain::{Broken, Changes, Record};
 
 use crate::snapshots::SnapshotFile;
 use crate::state::digest::SetKey;
+use crate::state::freeze::Frozen;
 use crate::state::generation::Current;
 use crate::state::layer::Layer;
 use crate::state::note::{NOTE_KEY, Note};
@@ -177,7 +178,7 @@ impl Loaded {
         start: &[u8],
         limit: usize,
     ) -> Result<Vec<Record>, Broken> {
-        let mut ways: Vec<Way<'_>> = Vec::with_capacity(2 + self.layers.len());
+        let mut ways: Ways<'_> = Vec::with_capacity(2 + self.layers.len());
         ways.push(Box::new(self.recent.from(start).map(Ok)));
         if let Some(Writing { recent, hidden }) = &self.writing {
             let shown = recent.from(start).filter(|(name, _)| !hidden.contains(name));
@@ -186,7 +187,15 @@ impl Loaded {
         for layer in &self.layers {
             ways.push(Box::new(layer.from(prefix, start, limit)));
         }
-        merge(ways, prefix, limit)
+        let mut found = Vec::new();
+        for record in merged(ways).take(limit) {
+            let record = record?;
+            if !record.0.starts_with(prefix) {
+                break;
+            }
+            found.push(record);
+        }
+        Ok(found)
     }
 
     /// Finds out where the records are, and counts what the changes come to in `note`.
@@ -244,35 +253,76 @@ impl Loaded {
         self.make(changes, &staged, note)
     }
 
-    /// What these records are now, to be put into another generation.
-    pub(super) fn values<'a>(
-        &self,
-        names: impl Iterator<Item = &'a Vec<u8>>,
-    ) -> Result<Changes, Broken> {
-        names.map(|name| Ok((name.clone(), self.get(name)?))).collect()
+    /// Holds on to what it is now; nothing is being written.
+    pub(super) fn freeze(&self) -> Frozen {
+        let (layers, recent) = (self.layers.clone(), self.recent.clone());
+        Frozen::new(self.note.clone(), self.number, self.run, layers, recent)
     }
 
-    /// Begins a run with what is recent. One at a time.
+    /// The runs that were written after this one.
+    pub(super) fn runs_after(&self, run: u32) -> &[Layer] {
+        let before = run as usize + usize::from(self.base().is_some());
+        self.layers.get(before..).unwrap_or_default()
+    }
+
+    /// The names of what is in no run yet.
+    pub(super) fn recent_names(&self) -> BTreeSet<Vec<u8>> {
+        self.recent.names().cloned().collect()
+    }
+
+    /// Takes in a run that another generation has above the same base.
+    pub(super) fn adopt(&mut self, run: &Layer) -> Result<(), Broken> {
+        let (Some((base, _)), number) = (self.layers.split_first_mut(), self.run + 1) else {
+            return Err(Broken("a run is adopted where there is no base".into()));
+        };
+        let copy = run.copy_to(&self.tree, number, |name| base.hide_named(name))?;
+        self.layers.push(copy);
+        self.run = number;
+        Ok(())
+    }
+
+    /// Hides these records of the base.
+    pub(super) fn hide(&mut self, names: &BTreeSet<Vec<u8>>) -> Result<(), Broken> {
+        let base = self.layers.first_mut();
+        base.map_or(Ok(()), |base| names.iter().try_for_each(|name| base.hide_named(name)))
+    }
+
+    /// Takes the place of another generation, whose runs after `run` it has adopted; what is hidden in
+    /// the base is hidden already.
+    pub(super) fn succeed(&mut self, before: &mut Self, run: u32) -> Result<(), Broken> {
+        for (mine, theirs) in self.layers.iter_mut().skip(1).zip(before.runs_after(run)) {
+            mine.hide_as(theirs);
+        }
+        let layers: u64 = self.layers.iter().map(Layer::shown).sum();
+        let shown = layers + before.recent.records().len() as u64;
+        if shown != before.note.records {
+            let records = before.note.records;
+            return Err(Broken(format!("it shows {shown} records where there are {records}")));
+        }
+        self.recent = std::mem::take(&mut before.recent);
+        self.note = before.note.clone();
+        Ok(())
+    }
+
+    /// Begins a run with what is recent, if anything is. One at a time.
     pub(super) fn take(&mut self) -> Taken {
         let recent = Arc::new(std::mem::take(&mut self.recent));
         self.writing = Some(Writing { recent: Arc::clone(&recent), hidden: BTreeSet::new() });
         self.moves += 1;
-        self.run += 1;
+        self.run += u32::from(!recent.is_empty());
         let (tree, note) = (self.tree.clone(), self.note.clone());
         Taken { tree, number: self.run, recent, note }
     }
 
     /// The run is written: its layer takes the place of what was taken.
     pub(super) fn settle(&mut self, mut layer: Layer, note: Note) -> Result<(), Broken> {
-        let writing = self.writing.take();
-        for name in writing.iter().flat_map(|writing| &writing.hidden) {
-            if let Some(found) = layer.find(name)? {
-                layer.hide(found.ordinal);
-            }
-        }
-        self.layers.push(layer);
-        self.moves += 1;
         self.stored = note;
+        let Some(Writing { recent, hidden }) = self.writing.take() else { return Ok(()) };
+        if !recent.is_empty() {
+            hidden.iter().try_for_each(|name| layer.hide_named(name))?;
+            self.layers.push(layer);
+            self.moves += 1;
+        }
         Ok(())
     }
 
@@ -287,30 +337,24 @@ impl Loaded {
     }
 }
 
-type Way<'a> = Box<dyn Iterator<Item = Result<Record, Broken>> + 'a>;
+type Ways<'a> = Vec<Box<dyn Iterator<Item = Result<Record, Broken>> + 'a>>;
 
-/// No key is on two of the ways.
-fn merge(ways: Vec<Way<'_>>, prefix: &[u8], limit: usize) -> Result<Vec<Record>, Broken> {
+/// What is on several ways, each in order, in order. No key is on two of them.
+pub(super) fn merged(ways: Ways<'_>) -> impl Iterator<Item = Result<Record, Broken>> + use<'_> {
     let mut ways: Vec<_> = ways.into_iter().map(Iterator::peekable).collect();
-    let mut found = Vec::new();
-    while found.len() < limit {
+    std::iter::from_fn(move || {
         let mut first: Option<(usize, &[u8])> = None;
         for (number, way) in ways.iter_mut().enumerate() {
             match way.peek() {
-                Some(Err(broken)) => return Err(broken.clone()),
+                // No name comes before none.
+                Some(Err(_)) => first = Some((number, &[])),
                 Some(Ok((name, _))) if first.is_none_or(|(_, least)| **name < *least) => {
                     first = Some((number, name));
                 }
                 _ => {}
             }
         }
-        let Some((number, name)) = first else { break };
-        if !name.starts_with(prefix) {
-            break;
-        }
-        if let Some(record) = ways[number].next() {
-            found.push(record?);
-        }
-    }
-    Ok(found)
+        let (number, _) = first?;
+        ways[number].next()
+    })
 }

@@ -8,7 +8,7 @@ use domain::Record;
 /// What an entry of a map takes beside its bytes, roughly.
 const OVERHEAD: usize = 96;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Recent {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Whether or not there is anything by that name in the layers below.
@@ -53,6 +53,15 @@ impl Recent {
 
     pub(super) fn removed(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.removed.iter()
+    }
+
+    /// Of what changed: of the records, and of what was removed.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.records.keys().chain(&self.removed)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.removed.is_empty()
     }
 
     /// About what it takes in memory.

@@ -8,6 +8,7 @@
 //! Numbers are big-endian. sled does for a chunk what it would do for each of its records.
 
 use std::io;
+use std::sync::Arc;
 
 use domain::Broken;
 
@@ -15,7 +16,7 @@ use crate::codec::{decode, encode};
 use crate::files::damaged;
 use crate::snapshots::{Place, records};
 use crate::state::filter::Filter;
-use crate::state::layer::Layer;
+use crate::state::layer::{Contents, Layer};
 use crate::state::note::NOTE_KEY;
 use crate::state::recent::Recent;
 use crate::state::view::broken;
@@ -122,6 +123,39 @@ fn parts(
     })
 }
 
+/// Copies a run into another sled, as it is, and tells all names in it; it is whole there when a later
+/// one says so.
+pub(super) fn copy(
+    (tree, number): (&sled::Db, u32),
+    (target, as_number): (&sled::Db, u32),
+    mut each: impl FnMut(&[u8]) -> Result<(), Broken>,
+) -> Result<(), String> {
+    let text = |broken: Broken| broken.to_string();
+    for kind in [REMOVED, RECORDS] {
+        let (mut batch, mut held) = (sled::Batch::default(), 0);
+        for (part, body) in (0..).zip(parts(tree, number, kind)) {
+            let body = body?;
+            if kind == REMOVED {
+                let names: Vec<Vec<u8>> = decode(&body).map_err(|error| error.to_string())?;
+                names.iter().try_for_each(|name| each(name)).map_err(text)?;
+            } else {
+                for found in records(&body) {
+                    each(found.map_err(|error| error.to_string())?.0).map_err(text)?;
+                }
+            }
+            batch.insert(key(as_number, kind, part), body);
+            held += 1;
+            if held == PARTS {
+                let full = std::mem::take(&mut batch);
+                target.apply_batch(full).map_err(|error| format!("sled: {error}"))?;
+                held = 0;
+            }
+        }
+        target.apply_batch(batch).map_err(|error| format!("sled: {error}"))?;
+    }
+    Ok(())
+}
+
 pub(super) fn read_chunk(tree: &sled::Tree, number: u32, part: usize) -> io::Result<Vec<u8>> {
     let part = u32::try_from(part).map_err(io::Error::other)?;
     let body = tree.get(key(number, RECORDS, part)).map_err(io::Error::other)?;
@@ -183,6 +217,7 @@ impl Chunks {
     }
 
     fn layer(self, tree: &sled::Db, number: u32) -> io::Result<Layer> {
-        Layer::run(tree.clone(), number, self.places, self.filter, self.records)
+        let Self { places, filter, records } = self;
+        Layer::run(tree.clone(), number, Arc::new(Contents { places, filter, records }))
     }
 }

@@ -1,20 +1,19 @@
 //! The records that are in use, and the lock that makes a view of them a point in time.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
 use domain::{Broken, Changes};
 use tokio::sync::oneshot;
 
 use crate::fatal::Fatal;
-use crate::files::{damaged, unix_seconds};
-use crate::snapshots::{Chunk, SnapshotFile};
+use crate::files::unix_seconds;
+use crate::snapshots::SnapshotFile;
 use crate::state::flusher::{self, Request};
 use crate::state::freeze::Frozen;
 use crate::state::generation::Generations;
@@ -32,8 +31,8 @@ const RECENT_BYTES: usize = 24 << 20;
 /// Each look at a record that is not there asks all of them.
 const RUNS_MAX: usize = 16;
 
-/// Records that are copied into a new generation while nothing is applied.
-const COPIED_AT_ONCE: usize = 256;
+/// Records of a new base that are hidden while nothing is applied.
+const HIDDEN_AT_ONCE: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -41,7 +40,8 @@ pub(crate) struct Store {
     inner: RwLock<Inner>,
     /// Up to this index sled would be found after a loss of power.
     durable: AtomicU64,
-    /// The generation that `CURRENT` names. Taken before `inner`, by whoever changes it or writes a run.
+    /// The generation that `CURRENT` names. Taken before `inner`, by whoever writes a run or puts another
+    /// generation in place.
     named: Mutex<u64>,
     fatal: Fatal,
     /// The scrub's way through the records. Locked after `inner`.
@@ -54,8 +54,8 @@ pub(crate) struct Store {
 #[derive(Debug)]
 struct Inner {
     loaded: Loaded,
-    /// Snapshots being built.
-    frozen: Vec<Weak<Frozen>>,
+    /// The names of what changes, while the state is put on another base.
+    watched: Option<BTreeSet<Vec<u8>>>,
 }
 
 impl Store {
@@ -67,7 +67,7 @@ impl Store {
     ) -> io::Result<Arc<Self>> {
         let durable = AtomicU64::new(loaded.note.index());
         let named = Mutex::new(loaded.number);
-        let inner = RwLock::new(Inner { loaded, frozen: Vec::new() });
+        let inner = RwLock::new(Inner { loaded, watched: None });
         let store = Arc::new(Self {
             generations,
             inner,
@@ -119,11 +119,8 @@ impl Store {
         let key = self.generations.key();
         let staged = self.inner().loaded.stage(key, &changes, &mut note)?;
         let mut inner = self.inner_mut();
-        inner.frozen.retain(|frozen| frozen.strong_count() > 0);
-        for frozen in inner.frozen.iter().filter_map(Weak::upgrade) {
-            for (name, before) in changes.keys().zip(&staged.before) {
-                frozen.keep(name, before.as_deref());
-            }
+        if let Some(watched) = &mut inner.watched {
+            watched.extend(changes.keys().cloned());
         }
         if let Some(pass) = self.pass().as_mut() {
             for ((name, change), before) in changes.iter().zip(&staged.before) {
@@ -187,26 +184,17 @@ impl Store {
         self.inner_mut().loaded.spoil();
     }
 
-    /// Holds on to this moment, for a snapshot.
-    pub(crate) fn freeze(&self) -> Arc<Frozen> {
-        let mut inner = self.inner_mut();
-        let frozen = Arc::new(Frozen::new(inner.loaded.note.clone(), inner.loaded.number));
-        inner.frozen.push(Arc::downgrade(&frozen));
-        frozen
+    /// Holds on to this moment, for a snapshot. What is recent is written as a run before, so that
+    /// little has to be copied.
+    pub(crate) fn freeze(&self) -> io::Result<Frozen> {
+        let mut named = self.named();
+        self.make_durable(&mut named)?;
+        Ok(self.inner().loaded.freeze())
     }
 
-    /// The next records as they were; none are the end. `None` when another generation has taken
-    /// the place of the one that was frozen.
-    pub(crate) fn next_frozen_chunk(
-        &self,
-        frozen: &Frozen,
-        records: usize,
-    ) -> Result<Option<Chunk>, Broken> {
-        let inner = self.inner();
-        if inner.loaded.number != frozen.generation {
-            return Ok(None);
-        }
-        frozen.next_chunk(&inner.loaded.view(), records).map(Some)
+    /// Whether the generation of that moment is still the one in use.
+    pub(crate) fn stands_in(&self, frozen: &Frozen) -> bool {
+        self.inner().loaded.number == frozen.generation
     }
 
     /// Puts another generation, which is durable, in the place of the present one.
@@ -216,7 +204,7 @@ impl Store {
         let mut inner = self.inner_mut();
         self.generations.switch(&loaded.current())?;
         let before = std::mem::replace(&mut *named, number);
-        inner.frozen.clear();
+        inner.watched = None;
         let old = std::mem::replace(&mut inner.loaded, loaded);
         drop(inner);
         self.durable.fetch_max(index, Ordering::AcqRel);
@@ -228,57 +216,69 @@ impl Store {
         Ok(())
     }
 
-    /// Has the state stand on a snapshot of the frozen moment: what changed since is copied into a
-    /// new generation, while the state moves on but for the last few records. The next flush makes
-    /// it durable and tells `CURRENT`; until then a start finds the state where it was. Nothing
-    /// happens if another generation was put in place meanwhile.
+    /// Has the state stand on a snapshot of the frozen moment: the runs since are copied into a new
+    /// generation, and what has changed is hidden in the snapshot, while the state moves on but for the
+    /// last few records. The next flush makes it durable and tells `CURRENT`; until then a start finds
+    /// the state where it was. Nothing happens if another generation was put in place meanwhile.
     pub(crate) fn rebase(&self, frozen: &Frozen, snapshot: &SnapshotFile) -> io::Result<()> {
-        let mut next = self.generations.over(snapshot)?;
+        let next = self.generations.over(snapshot)?;
         let number = next.number;
-        self.copy_changed(frozen, &mut next)?;
-        let old = {
-            let mut inner = self.inner_mut();
-            if inner.loaded.number != frozen.generation {
-                drop(inner);
-                drop(next);
-                self.generations.remove(number);
-                return Ok(());
-            }
-            let key = self.generations.key();
-            let rest = inner.loaded.values(frozen.take_changed().iter());
-            rest.and_then(|rest| next.put(key, rest)).map_err(io::Error::other)?;
-            if !next.note.sums_to(&inner.loaded.note) {
-                return Err(damaged("the copied state does not sum to its digest: it is damaged"));
-            }
-            next.note = inner.loaded.note.clone();
-            inner.frozen.clear();
-            std::mem::replace(&mut inner.loaded, next)
-        };
-        drop(old);
-        metrics::counter!("strongroom_state_rebases_total").increment(1);
-        Ok(())
+        let moved = self.move_over(frozen, next);
+        if let Ok(true) = moved {
+            metrics::counter!("strongroom_state_rebases_total").increment(1);
+        } else {
+            self.inner_mut().watched = None;
+            self.generations.remove(number);
+        }
+        moved.map(drop)
     }
 
-    /// Copies what was changed since, and since that, until little is left or it does not get less.
-    fn copy_changed(&self, frozen: &Frozen, next: &mut Loaded) -> io::Result<()> {
-        let mut before = usize::MAX;
-        loop {
-            let changed = frozen.take_changed();
-            for names in changed.iter().collect::<Vec<_>>().chunks(COPIED_AT_ONCE) {
-                let values = {
-                    let inner = self.inner();
-                    if inner.loaded.number != frozen.generation {
-                        return Ok(());
-                    }
-                    inner.loaded.values(names.iter().copied()).map_err(io::Error::other)?
-                };
-                next.put(self.generations.key(), values).map_err(io::Error::other)?;
-            }
-            if changed.len() <= COPIED_AT_ONCE || changed.len() > before / 2 {
-                return Ok(());
-            }
-            before = changed.len();
+    /// Whether it did.
+    fn move_over(&self, frozen: &Frozen, mut next: Loaded) -> io::Result<bool> {
+        {
+            let mut named = self.named();
+            self.make_durable(&mut named)?;
+            let mut inner = self.inner_mut();
+            // From here on names are kept; those of before are in the runs, or recent.
+            inner.watched = Some(inner.loaded.recent_names());
         }
+        let mut adopted = frozen.run;
+        let _named = loop {
+            let named = self.named();
+            let runs = {
+                let inner = self.inner();
+                if inner.loaded.number != frozen.generation {
+                    return Ok(false);
+                }
+                inner.loaded.runs_after(adopted).to_vec()
+            };
+            // As long as this is held, nobody writes another one.
+            if runs.is_empty() {
+                break named;
+            }
+            drop(named);
+            for run in &runs {
+                next.adopt(run).map_err(io::Error::other)?;
+                adopted += 1;
+            }
+        };
+        let mut before = usize::MAX;
+        let old = loop {
+            let mut inner = self.inner_mut();
+            let names = inner.watched.replace(BTreeSet::new()).unwrap_or_default();
+            // Few, or it does not get less.
+            if names.len() <= HIDDEN_AT_ONCE || names.len() > before / 2 {
+                next.hide(&names).map_err(io::Error::other)?;
+                next.succeed(&mut inner.loaded, frozen.run).map_err(io::Error::other)?;
+                inner.watched = None;
+                break std::mem::replace(&mut inner.loaded, next);
+            }
+            drop(inner);
+            next.hide(&names).map_err(io::Error::other)?;
+            before = names.len();
+        };
+        drop(old);
+        Ok(true)
     }
 
     /// The snapshot that the state stands on.
@@ -316,38 +316,38 @@ impl Store {
     }
 
     pub(crate) fn flush_now(&self) -> io::Result<()> {
-        let mut named = self.named();
-        loop {
-            let (current, taken) = {
-                let Inner { loaded, .. } = &mut *self.inner_mut();
-                let current = loaded.current();
-                if loaded.stored == loaded.note && *named == current.number {
-                    return Ok(());
-                }
-                (current, loaded.take())
-            };
-            let key = self.generations.key();
-            let sealed = taken.note.seal(key);
-            let written = run::write(&taken.tree, taken.number, &taken.recent, sealed);
-            let synced = self.generations.sync(current.number, &taken.tree);
-            let index = taken.note.index();
-            {
-                let Inner { loaded, .. } = &mut *self.inner_mut();
-                if loaded.number != current.number {
-                    // Another one took its place meanwhile.
-                    continue;
-                }
-                let written = written.map_err(io::Error::other)?;
-                loaded.settle(written, taken.note).map_err(io::Error::other)?;
+        self.make_durable(&mut self.named())
+    }
+
+    fn make_durable(&self, named: &mut u64) -> io::Result<()> {
+        self.write_run(named).inspect_err(|error| {
+            // What the kernel could not write it may have dropped: asking again would lie.
+            self.fatal.raise(format!("the state can not be made durable: {error}"));
+        })
+    }
+
+    fn write_run(&self, named: &mut u64) -> io::Result<()> {
+        let (current, taken) = {
+            let Inner { loaded, .. } = &mut *self.inner_mut();
+            let current = loaded.current();
+            if loaded.stored == loaded.note && *named == current.number {
+                return Ok(());
             }
-            synced?;
-            if *named != current.number {
-                self.generations.switch(&current)?;
-                self.generations.remove(std::mem::replace(&mut *named, current.number));
-            }
-            self.durable.fetch_max(index, Ordering::AcqRel);
-            return Ok(());
+            (current, loaded.take())
+        };
+        let sealed = taken.note.seal(self.generations.key());
+        let written = run::write(&taken.tree, taken.number, &taken.recent, sealed);
+        let synced = self.generations.sync(current.number, &taken.tree);
+        let index = taken.note.index();
+        let written = written.map_err(io::Error::other)?;
+        self.inner_mut().loaded.settle(written, taken.note).map_err(io::Error::other)?;
+        synced?;
+        if *named != current.number {
+            self.generations.switch(&current)?;
+            self.generations.remove(std::mem::replace(named, current.number));
         }
+        self.durable.fetch_max(index, Ordering::AcqRel);
+        Ok(())
     }
 
     /// Ends the flusher. What is applied and not flushed is in the log.

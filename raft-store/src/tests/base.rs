@@ -112,7 +112,7 @@ proptest! {
                     follow(&mut model, &changes);
                 }
                 Step::Snapshot(changes) => {
-                    let frozen = rig.store.freeze();
+                    let frozen = rig.store.freeze().expect("it is frozen");
                     rig.commit(&changes);
                     follow(&mut model, &changes);
                     let built = build(&rig.store, &rig.shelf, &frozen).expect("it is built");
@@ -153,7 +153,7 @@ fn what_is_hidden_at_the_front_is_skipped() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut rig = Rig::open(dir.path());
     rig.commit(&(0..5_000).map(|number| (numbered(number), Some(vec![7]))).collect());
-    let frozen = rig.store.freeze();
+    let frozen = rig.store.freeze().expect("it is frozen");
     build(&rig.store, &rig.shelf, &frozen).expect("it is built");
     rig.commit(&(0..2_500).map(|number| (numbered(number), None)).collect());
     rig.store.flush_now().expect("it is flushed");
@@ -198,13 +198,13 @@ fn a_state_is_put_on_one_snapshot_after_another_while_it_changes() {
     });
     for _ in 0..8 {
         // Its records are summed while it is built, so one that hides others is found.
-        build(&store, &shelf, &store.freeze()).expect("it is built");
+        build(&store, &shelf, &store.freeze().expect("it is frozen")).expect("it is built");
         store.flush_now().expect("it is flushed");
         shelf.stand_on(store.base());
     }
     stop.store(true, Ordering::Relaxed);
     committer.join().expect("no panic");
-    build(&store, &shelf, &store.freeze()).expect("it is built");
+    build(&store, &shelf, &store.freeze().expect("it is frozen")).expect("it is built");
     store.close();
 }
 
@@ -238,7 +238,7 @@ fn records_may_move_while_they_are_changed() {
         });
         let mut rounds = 0_u32;
         for _ in 0..4 {
-            let frozen = rig.store.freeze();
+            let frozen = rig.store.freeze().expect("it is frozen");
             let building = threads.spawn({
                 let (store, shelf) = (Arc::clone(&store), &rig.shelf);
                 move || build(&store, shelf, &frozen).map(drop)
