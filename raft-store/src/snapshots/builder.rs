@@ -51,7 +51,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         // Whatever a snapshot lets the log forget, the state must hold as well; and only then is it
         // known to stand on this one.
         self.store.flush().await?;
-        self.shelf.stand_on(self.store.base());
+        let (store, shelf) = (Arc::clone(&self.store), Arc::clone(&self.shelf));
+        in_background(move || Ok(shelf.stand_on(store.base()))).await?;
         Ok(Built { meta: file.meta.clone(), snapshot: file })
     }
 }

@@ -121,7 +121,7 @@ impl Shelf {
 
     /// The newest, open: it can be read to its end even if it is removed meanwhile.
     pub(crate) fn open_newest(&self) -> io::Result<Option<(SnapshotFile, Stream)>> {
-        // Whoever removes one holds the same lock.
+        // Whoever removes one takes it off the shelf before, under the same lock.
         let files = self.files();
         let open =
             |file: &SnapshotFile| Ok((file.clone(), Stream::over(self.disk.open(&file.path)?)?));
@@ -211,21 +211,24 @@ impl Shelf {
         self.make_room();
     }
 
+    /// Removing a large file takes the disk a while, in which nobody is kept waiting for the others.
     fn make_room(&self) {
         let base = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut files = self.files();
-        let older = files.len().saturating_sub(KEPT);
-        let mut at = 0;
-        files.retain(|file| {
-            at += 1;
-            if at > older || base.as_ref() == Some(&file.path) {
-                return true;
-            }
+        let gone = {
+            let mut files = self.files();
+            let mut older = files.len().saturating_sub(KEPT);
+            let is_over = |file: &mut SnapshotFile| {
+                let is_older = older > 0;
+                older = older.saturating_sub(1);
+                is_older && base.as_ref() != Some(&file.path)
+            };
+            files.extract_if(.., is_over).collect::<Vec<_>>()
+        };
+        for file in gone {
             if let Err(error) = self.disk.remove(&file.path) {
                 tracing::warn!(path = %file.path.display(), %error, "an old snapshot stays");
             }
-            false
-        });
+        }
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<SnapshotFile>> {
