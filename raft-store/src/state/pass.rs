@@ -2,9 +2,9 @@
 //!
 //! What was read so far is summed, and whoever changes a record of that part changes the sum with
 //! it. So a pass keeps no copy of anything, however long it takes, and at its end the sum must be the
-//! digest of that moment. (A frozen moment, as snapshots use it, would keep every value that is
-//! overwritten meanwhile: too much for a day.) Another generation begins another pass: whoever made it
-//! has read and summed everything.
+//! digest of that moment. (A frozen moment, as snapshots use it, holds on to the generation that it is a
+//! moment of, and so to its files: too much for a day.) Another generation begins another pass: whoever
+//! made it has read and summed everything.
 
 use domain::{Broken, Records};
 
