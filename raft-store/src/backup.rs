@@ -142,23 +142,22 @@ pub fn rehearse<T>(
 #[derive(Debug)]
 pub struct Export {
     source: Stream,
-    index: u64,
-    bytes: u64,
+    file: SnapshotFile,
 }
 
 impl Export {
-    pub(crate) fn new(file: &SnapshotFile, source: Stream) -> Self {
-        Self { source, index: file.index(), bytes: file.bytes }
+    pub(crate) fn new(file: SnapshotFile, source: Stream) -> Self {
+        Self { source, file }
     }
 
     /// It holds everything up to here.
     pub fn index(&self) -> u64 {
-        self.index
+        self.file.index()
     }
 
     /// How long it is.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.file.bytes
     }
 
     /// Writes all of it, and reads it as it will be read on the way. After an error `target` holds

@@ -223,12 +223,14 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         self.pass_the_fence(PACE.chunk).await?;
         let address = self.address()?;
         let last = snapshot.meta.last_log_id;
-        let (shelf, path) = (Arc::clone(&self.network.shelf), snapshot.snapshot.path);
+        // Held until it is sent: else its file might be removed in pieces.
+        let source = snapshot.snapshot;
+        let (shelf, path) = (Arc::clone(&self.network.shelf), source.path.clone());
         let file = in_background(move || Stream::over(shelf.disk().open(&path)?)).await;
         let file = file.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))?;
         let header = Bytes::from(encode(&SnapshotHeader { vote, meta: snapshot.meta }));
         let sent = self.network.peers.send(self.target, &address, header, chunks(file), PACE);
-        tokio::select! {
+        let sent = tokio::select! {
             closed = cancel => Err(closed.into()),
             answer = sent => {
                 let answer = answer.map_err(|error| told(&error))?;
@@ -240,7 +242,9 @@ impl RaftNetworkV2<TypeConfig> for Connection {
                 }
                 Ok(answer)
             }
-        }
+        };
+        drop(source);
+        sent
     }
 
     async fn transfer_leader(

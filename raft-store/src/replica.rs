@@ -371,7 +371,7 @@ impl Replica {
         let opened = in_background(move || {
             let opened = replica.0.shelf.open_newest()?;
             let gone = || io::Error::new(io::ErrorKind::NotFound, "the snapshot is gone");
-            opened.map(|(file, source)| Export::new(&file, source)).ok_or_else(gone)
+            opened.map(|(file, source)| Export::new(file, source)).ok_or_else(gone)
         });
         opened.await.map_err(|error| SnapshotError::Unreadable(error.to_string()))
     }

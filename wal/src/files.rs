@@ -31,6 +31,12 @@ pub trait DataFile: Debug + Send + Sync {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes written bytes durable. After an error nothing is known about them.
     fn sync_data(&self) -> io::Result<()>;
+    /// Gives the room beyond `length` back, on the way to the removal of the file. Need not do
+    /// anything.
+    fn give_back(&self, length: u64) -> io::Result<()> {
+        let _ = length;
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,5 +98,9 @@ impl DataFile for fs::File {
 
     fn sync_data(&self) -> io::Result<()> {
         fs::File::sync_data(self)
+    }
+
+    fn give_back(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
     }
 }

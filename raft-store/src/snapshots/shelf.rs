@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wal::Files;
 
-use crate::files::{Stream, Writer, make_dir, publish};
+use crate::files::{Stream, Writer, make_dir, publish, remove_in_pieces};
 use crate::snapshots::format::{self, Contents, Origin, read_chunk};
 use crate::state::SetKey;
 use crate::types::{SnapshotMeta, index_of};
@@ -15,7 +15,7 @@ use crate::types::{SnapshotMeta, index_of};
 /// How many are kept: the log is purged up to the older one, so that one may turn out unreadable.
 const KEPT: usize = 2;
 
-/// A snapshot that was read back whole.
+/// A snapshot that was read back whole. Who reads from its file holds a clone of this meanwhile.
 #[derive(Clone, Debug)]
 pub(crate) struct SnapshotFile {
     pub(crate) path: PathBuf,
@@ -119,7 +119,8 @@ impl Shelf {
         self.files().last().cloned()
     }
 
-    /// The newest, open: it can be read to its end even if it is removed meanwhile.
+    /// The newest, open: as long as the first is held, the second can be read to its end, even if it is
+    /// removed meanwhile.
     pub(crate) fn open_newest(&self) -> io::Result<Option<(SnapshotFile, Stream)>> {
         // Whoever removes one takes it off the shelf before, under the same lock.
         let files = self.files();
@@ -225,10 +226,23 @@ impl Shelf {
             files.extract_if(.., is_over).collect::<Vec<_>>()
         };
         for file in gone {
-            if let Err(error) = self.disk.remove(&file.path) {
+            if let Err(error) = self.remove(&file) {
                 tracing::warn!(path = %file.path.display(), %error, "an old snapshot stays");
             }
         }
+    }
+
+    /// It is off the shelf: whoever does not hold a clone of it by now can not come to it any more.
+    fn remove(&self, file: &SnapshotFile) -> io::Result<()> {
+        if Arc::strong_count(&file.contents) > 1 {
+            // Readers keep what they have open.
+            return self.disk.remove(&file.path);
+        }
+        // A start must not find a part of it under its name.
+        let aside = self.aside();
+        self.disk.rename(&file.path, &aside)?;
+        self.disk.sync_dir(&self.dir)?;
+        remove_in_pieces(self.disk(), &aside)
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<SnapshotFile>> {
