@@ -2,7 +2,7 @@
 //!
 //! A story (`tests/cluster.rs`) starts a cluster ([`dev_cluster`]), lets callers work on it
 //! ([`workload`]), lets nodes in ([`newcomer`]), does something terrible to it ([`dev_cluster`],
-//! [`proxy`], [`bad_disk`], [`ext4`]) and hands what the callers saw ([`history`]) to the judges ([`checker`],
+//! [`proxy`], [`bad_disk`], [`ext4`], [`quirks`]) and hands what the callers saw ([`history`]) to the judges ([`checker`],
 //! [`revocation`]). Nothing in here knows how the service works inside: it sees processes, sockets
 //! and answers, as a caller does.
 
@@ -13,6 +13,7 @@ pub mod ext4;
 pub mod history;
 pub mod newcomer;
 pub mod proxy;
+pub mod quirks;
 pub mod random;
 pub mod revocation;
 mod tools;

@@ -39,26 +39,38 @@ pub struct Newcomer {
 impl Home {
     /// A slot with a PIN, and a configuration in which everything is right.
     pub fn make(folder: &Path, name: &str, hsm: Hsm) -> Self {
+        Self::with_slot(folder, name, |pin| match hsm {
+            Hsm::Embedded => {
+                (format!("kind = 'embedded'\npath = '{}'\n", folder.join("token").display()), None)
+            }
+            Hsm::SoftHsm => {
+                let token = make_token(folder, name, pin);
+                let SoftHsm { module, token_label, softhsm2_conf, .. } = &token;
+                let slot = format!(
+                    "kind = 'pkcs11'\nmodule = '{}'\ntoken_label = '{token_label}'\n\
+                     [hsm.environment]\nSOFTHSM2_CONF = '{}'\n",
+                    module.display(),
+                    softhsm2_conf.display()
+                );
+                (slot, Some(token))
+            }
+        })
+    }
+
+    /// The same with another slot: `slot` makes it with this PIN, and says how it is configured.
+    pub fn with_slot(
+        folder: &Path,
+        name: &str,
+        slot: impl FnOnce(&str) -> (String, Option<SoftHsm>),
+    ) -> Self {
         fs::create_dir_all(folder).expect("a folder can be made");
         let (pin_file, data_dir) = (folder.join("pin"), folder.join("data"));
         let pin = format!("{:016x}", getrandom::u64().expect("randomness"));
         fs::write(&pin_file, &pin).expect("written");
-        let hsm = match hsm {
-            Hsm::Embedded => None,
-            Hsm::SoftHsm => Some(make_token(folder, name, &pin)),
-        };
+        let (slot, hsm) = slot(&pin);
         let held: [TcpListener; 3] =
             std::array::from_fn(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
         let listens = held.map(|held| held.local_addr().expect("it is bound"));
-        let slot = match &hsm {
-            None => format!("kind = 'embedded'\npath = '{}'\n", folder.join("token").display()),
-            Some(SoftHsm { module, token_label, softhsm2_conf, .. }) => format!(
-                "kind = 'pkcs11'\nmodule = '{}'\ntoken_label = '{token_label}'\n\
-                 [hsm.environment]\nSOFTHSM2_CONF = '{}'\n",
-                module.display(),
-                softhsm2_conf.display()
-            ),
-        };
         let [api, peers, admin] = listens;
         let text = format!(
             "[node]\nname = '{name}'\ndata_dir = '{}'\n[api]\nlisten = '{api}'\n\

@@ -14,6 +14,7 @@ mod stories {
     mod kills;
     mod kit;
     mod lost_state;
+    mod mixed_slots;
     mod partition;
     mod power;
     mod quorum_loss;
@@ -21,6 +22,7 @@ mod stories {
     mod restore;
     mod revocation;
     mod secrets;
+    mod slots;
     mod start;
     mod support;
     mod tokens;

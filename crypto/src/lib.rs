@@ -21,6 +21,7 @@ mod xaes;
 
 pub use digest::sha256;
 pub use envelope::{Header, Suite, decrypt, encrypt};
+pub use gcm::{Aes256Gcm16, Sealed};
 pub use secret::SecretBytes;
 
 /// Something did not open: the wrong key, the wrong place, a changed byte, a wrong format.

@@ -14,7 +14,7 @@ use std::fmt;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rsa::{
-    KeySize, OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey,
+    KeySize, OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPrivateDecryptingKey,
     OaepPublicEncryptingKey, PrivateDecryptingKey, PublicEncryptingKey,
 };
 use zeroize::Zeroizing;
@@ -48,8 +48,14 @@ pub fn parse(share: &[u8]) -> Result<(Hash, &[u8]), CryptoError> {
     Ok((hash, &share[1..]))
 }
 
-/// Wraps a KEK to a public key, `SubjectPublicKeyInfo` of RSA with 3072 bits or more.
+/// Wraps a KEK to a public key, `SubjectPublicKeyInfo` of RSA with 3072 bits or more, with the hash
+/// that every recipient knows.
 pub fn wrap(recipient: &[u8], kek: &SecretBytes) -> Result<Vec<u8>, CryptoError> {
+    wrap_with(Hash::Sha1, recipient, kek)
+}
+
+/// The same, for a recipient that is known to know this hash.
+pub fn wrap_with(hash: Hash, recipient: &[u8], kek: &SecretBytes) -> Result<Vec<u8>, CryptoError> {
     let refused = || CryptoError::Malformed("the recipient's RSA key");
     let public = PublicEncryptingKey::from_der(recipient).map_err(|_| refused())?;
     if public.key_size_bits() < BITS_MIN {
@@ -58,9 +64,16 @@ pub fn wrap(recipient: &[u8], kek: &SecretBytes) -> Result<Vec<u8>, CryptoError>
     let public = OaepPublicEncryptingKey::new(public).map_err(|_| refused())?;
     let mut buffer = vec![0; public.ciphertext_size()];
     let ciphertext = kek
-        .expose(|kek| public.encrypt(&OAEP_SHA1_MGF1SHA1, kek, &mut buffer, None))
+        .expose(|kek| public.encrypt(algorithm(hash), kek, &mut buffer, None))
         .map_err(|_| refused())?;
-    Ok(assemble(Hash::Sha1, ciphertext))
+    Ok(assemble(hash, ciphertext))
+}
+
+fn algorithm(hash: Hash) -> &'static OaepAlgorithm {
+    match hash {
+        Hash::Sha1 => &OAEP_SHA1_MGF1SHA1,
+        Hash::Sha256 => &OAEP_SHA256_MGF1SHA256,
+    }
 }
 
 /// An RSA-3072 key in the memory of this process. It opens shares and does nothing else.
@@ -100,13 +113,9 @@ impl PrivateKey {
     /// The KEK in a share that was wrapped to this key.
     pub fn open(&self, share: &[u8]) -> Result<SecretBytes, CryptographicFailure> {
         let (hash, ciphertext) = parse(share).map_err(|_| CryptographicFailure)?;
-        let algorithm = match hash {
-            Hash::Sha1 => &OAEP_SHA1_MGF1SHA1,
-            Hash::Sha256 => &OAEP_SHA256_MGF1SHA256,
-        };
         let mut length = 0;
         let opened = SecretBytes::fill(self.key.min_output_size(), |buffer| {
-            let opened = self.key.decrypt(algorithm, ciphertext, buffer, None);
+            let opened = self.key.decrypt(algorithm(hash), ciphertext, buffer, None);
             opened.map(|kek| length = kek.len()).map_err(|_| CryptographicFailure)
         })?;
         opened.expose(|bytes| {
@@ -132,6 +141,8 @@ mod tests {
     fn a_share_opens_with_its_key_and_with_no_other() {
         let (ours, theirs) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
         let kek = SecretBytes::random(32).unwrap();
+        let better = wrap_with(Hash::Sha256, ours.public(), &kek).unwrap();
+        assert!(ours.open(&better).unwrap().ct_eq(&kek));
         let share = wrap(ours.public(), &kek).unwrap();
         assert!(ours.open(&share).unwrap().ct_eq(&kek));
         assert!(theirs.open(&share).is_err());

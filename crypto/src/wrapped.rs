@@ -4,28 +4,58 @@
 //! off len
 //! 0   2   magic "KW"
 //! 2   1   format = 1
-//! 3   1   suite = 1: AES-256-GCM, IV of 12 bytes, tag of 16
+//! 3   1   suite, all AES-256-GCM with a tag of 16 bytes; 1: the IV was given to the slot,
+//!         2: the slot chose it
 //! 4   16  id of the KEK
 //! 20  4   epoch of the KEK, BE
-//! 24  1   iv_len = 12
-//! 25  12  iv
-//! 37  2   ct_len, BE
-//! 39  n   ciphertext | tag
+//! 24  1   iv_len = 12; in suite 2 it may be 16
+//! 25  i   iv
+//! ..  2   ct_len, BE
+//! ..  n   ciphertext | tag
 //! ```
 //!
 //! The additional data is never stored: it is rebuilt from the record a blob stands in, so a blob
 //! that was moved to another record does not open. This module only lays bytes out; the HSM does the
 //! wrapping. Lengths are checked here, before an HSM is asked: some accept an empty IV.
 
-use crate::{CryptoError, CryptographicFailure};
+use crate::gcm::IVS;
+use crate::{CryptoError, CryptographicFailure, Sealed};
 
 const MAGIC: &[u8; 2] = b"KW";
 const FORMAT: u8 = 1;
-const SUITE_GCM: u8 = 1;
-const IV: usize = 12;
 const TAG: usize = 16;
 const HEAD: usize = 24;
-const BODY: usize = HEAD + 1 + IV + 2;
+
+/// Whose IV it is. Each is authenticated with the blob, and every slot opens both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// Drawn from the slot's generator by the host, and given to the slot: 12 bytes.
+    GivenIv,
+    /// Made by the slot, which accepts no other: 12 or 16 bytes.
+    ChosenIv,
+}
+
+impl Suite {
+    fn number(self) -> u8 {
+        match self {
+            Self::GivenIv => 1,
+            Self::ChosenIv => 2,
+        }
+    }
+
+    fn of_number(number: u8) -> Option<Self> {
+        [Self::GivenIv, Self::ChosenIv].into_iter().find(|suite| suite.number() == number)
+    }
+
+    fn fits(self, sealed: &Sealed) -> bool {
+        let iv = sealed.iv.len();
+        let fits = match self {
+            Self::GivenIv => iv == IVS[0],
+            Self::ChosenIv => IVS.contains(&iv),
+        };
+        fits && sealed.ciphertext.len() >= TAG
+    }
+}
 
 /// Where a wrapped key belongs; all of it is authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,16 +80,17 @@ pub struct Kek {
 /// A blob taken apart: what the HSM is asked to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrapped {
+    pub suite: Suite,
     pub kek: Kek,
-    /// `iv 12 | ciphertext | tag 16`, the shape the HSM gives and takes.
-    pub sealed: Vec<u8>,
+    /// The shape that the HSM gives and takes.
+    pub sealed: Sealed,
 }
 
 /// The additional data of a wrapped key: `label 0x00 | head of the blob | place`.
-pub fn aad(kek: Kek, place: &Place) -> Vec<u8> {
+pub fn aad(suite: Suite, kek: Kek, place: &Place) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(96);
     bytes.extend_from_slice(b"strongroom.wrap.v1\0");
-    bytes.extend_from_slice(&head(kek));
+    bytes.extend_from_slice(&head(suite, kek));
     for id in [&place.lineage, &place.key] {
         bytes.extend_from_slice(&16u16.to_be_bytes());
         bytes.extend_from_slice(id);
@@ -72,20 +103,20 @@ pub fn aad(kek: Kek, place: &Place) -> Vec<u8> {
     bytes
 }
 
-/// Builds the blob from what the HSM gave: `iv 12 | ciphertext | tag 16`.
-pub fn assemble(kek: Kek, sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
-    if sealed.len() < IV + TAG {
+/// Builds the blob from what the HSM gave.
+pub fn assemble(suite: Suite, kek: Kek, sealed: &Sealed) -> Result<Vec<u8>, CryptoError> {
+    if !suite.fits(sealed) {
         return Err(CryptoError::Malformed("the wrapped key of the HSM"));
     }
-    let (iv, ciphertext) = sealed.split_at(IV);
+    let Sealed { iv, ciphertext } = sealed;
     let length = u16::try_from(ciphertext.len()).map_err(|_| CryptoError::TooLong {
         what: "the wrapped key",
         got: ciphertext.len(),
         max: u16::MAX.into(),
     })?;
-    let mut blob = Vec::with_capacity(BODY + ciphertext.len());
-    blob.extend_from_slice(&head(kek));
-    blob.push(12);
+    let mut blob = Vec::with_capacity(HEAD + 1 + iv.len() + 2 + ciphertext.len());
+    blob.extend_from_slice(&head(suite, kek));
+    blob.push(u8::try_from(iv.len()).expect("an IV of 12 or 16 bytes"));
     blob.extend_from_slice(iv);
     blob.extend_from_slice(&length.to_be_bytes());
     blob.extend_from_slice(ciphertext);
@@ -95,8 +126,7 @@ pub fn assemble(kek: Kek, sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
 /// Takes a blob apart and checks every length against the record it stands in.
 pub fn parse(blob: &[u8], place: &Place) -> Result<Wrapped, CryptographicFailure> {
     let wrapped = parse_any(blob)?;
-    let expected = IV + usize::from(place.length) + TAG;
-    if wrapped.sealed.len() != expected {
+    if wrapped.sealed.ciphertext.len() != usize::from(place.length) + TAG {
         return Err(CryptographicFailure);
     }
     Ok(wrapped)
@@ -108,28 +138,31 @@ pub fn kek_of(blob: &[u8]) -> Result<Kek, CryptographicFailure> {
 }
 
 fn parse_any(blob: &[u8]) -> Result<Wrapped, CryptographicFailure> {
-    let (body, ciphertext) = blob.split_at_checked(BODY).ok_or(CryptographicFailure)?;
-    let kek = Kek {
-        id: body[4..20].try_into().expect("sixteen bytes"),
-        epoch: u32::from_be_bytes(body[20..HEAD].try_into().expect("four bytes")),
-    };
-    let length = u16::from_be_bytes(body[BODY - 2..].try_into().expect("two bytes"));
-    let sound = body[..HEAD] == head(kek)
-        && usize::from(body[HEAD]) == IV
-        && ciphertext.len() == usize::from(length)
-        && ciphertext.len() >= TAG;
-    if !sound {
-        return Err(CryptographicFailure);
-    }
-    let iv = &body[HEAD + 1..HEAD + 1 + IV];
-    Ok(Wrapped { kek, sealed: [iv, ciphertext].concat() })
+    parts(blob).ok_or(CryptographicFailure)
 }
 
-fn head(kek: Kek) -> [u8; HEAD] {
+fn parts(blob: &[u8]) -> Option<Wrapped> {
+    let (start, rest) = blob.split_at_checked(HEAD)?;
+    let suite = Suite::of_number(start[3])?;
+    let kek = Kek {
+        id: start[4..20].try_into().expect("sixteen bytes"),
+        epoch: u32::from_be_bytes(start[20..].try_into().expect("four bytes")),
+    };
+    let (iv_length, rest) = rest.split_first()?;
+    let (iv, rest) = rest.split_at_checked(usize::from(*iv_length))?;
+    let (length, ciphertext) = rest.split_first_chunk()?;
+    let sealed = Sealed { iv: iv.to_vec(), ciphertext: ciphertext.to_vec() };
+    let sound = start == head(suite, kek)
+        && ciphertext.len() == usize::from(u16::from_be_bytes(*length))
+        && suite.fits(&sealed);
+    sound.then_some(Wrapped { suite, kek, sealed })
+}
+
+fn head(suite: Suite, kek: Kek) -> [u8; HEAD] {
     let mut head = [0; HEAD];
     head[..2].copy_from_slice(MAGIC);
     head[2] = FORMAT;
-    head[3] = SUITE_GCM;
+    head[3] = suite.number();
     head[4..20].copy_from_slice(&kek.id);
     head[20..].copy_from_slice(&kek.epoch.to_be_bytes());
     head
@@ -150,25 +183,33 @@ mod tests {
         flags: 7,
     };
 
+    fn sealed(iv: usize, ciphertext: usize) -> Sealed {
+        Sealed { iv: vec![0xbb; iv], ciphertext: vec![0xcc; ciphertext] }
+    }
+
     #[test]
     fn the_blob_and_its_additional_data_do_not_change() {
-        let sealed = [&[0xbb; 12][..], &[0xcc; 18][..]].concat();
-        let blob = assemble(KEK, &sealed).unwrap();
-        let head = format!("4b570101{}00000003", "aa".repeat(16));
-        let expected = format!("{head}0c{}0012{}", "bb".repeat(12), "cc".repeat(18));
-        assert_eq!(hex::encode(&blob), expected);
-        assert_eq!(parse(&blob, &PLACE), Ok(Wrapped { kek: KEK, sealed }));
-        assert_eq!(kek_of(&blob), Ok(KEK));
+        for (suite, number, iv) in
+            [(Suite::GivenIv, 1, 12), (Suite::ChosenIv, 2, 12), (Suite::ChosenIv, 2, 16)]
+        {
+            let sealed = sealed(iv, 18);
+            let blob = assemble(suite, KEK, &sealed).unwrap();
+            let head = format!("4b5701{number:02x}{}00000003", "aa".repeat(16));
+            let expected = format!("{head}{iv:02x}{}0012{}", "bb".repeat(iv), "cc".repeat(18));
+            assert_eq!(hex::encode(&blob), expected);
+            assert_eq!(parse(&blob, &PLACE), Ok(Wrapped { suite, kek: KEK, sealed }));
+            assert_eq!(kek_of(&blob), Ok(KEK));
 
-        let label = hex::encode("strongroom.wrap.v1");
-        let ids = format!("0010{}0010{}", "01".repeat(16), "02".repeat(16));
-        let expected = format!("{label}00{head}{ids}00000004050006000207");
-        assert_eq!(hex::encode(aad(KEK, &PLACE)), expected);
+            let label = hex::encode("strongroom.wrap.v1");
+            let ids = format!("0010{}0010{}", "01".repeat(16), "02".repeat(16));
+            let expected = format!("{label}00{head}{ids}00000004050006000207");
+            assert_eq!(hex::encode(aad(suite, KEK, &PLACE)), expected);
+        }
     }
 
     #[test]
     fn a_blob_of_another_shape_never_reaches_an_hsm() {
-        let blob = assemble(KEK, &[0; 30]).unwrap();
+        let blob = assemble(Suite::GivenIv, KEK, &sealed(12, 18)).unwrap();
         for length in 0..blob.len() {
             assert!(parse(&blob[..length], &PLACE).is_err(), "cut to {length}");
         }
@@ -179,7 +220,14 @@ mod tests {
             assert!(parse(&bad, &PLACE).is_err(), "{what}");
         }
         assert!(parse(&blob, &Place { length: 3, ..PLACE }).is_err(), "another key length");
-        assert!(assemble(KEK, &[0; 27]).is_err());
-        assert!(assemble(KEK, &vec![0; 70_000]).is_err());
+        for (suite, iv, ciphertext) in [
+            (Suite::GivenIv, 12, 15),
+            (Suite::GivenIv, 12, 70_000),
+            (Suite::GivenIv, 16, 18),
+            (Suite::ChosenIv, 0, 18),
+            (Suite::ChosenIv, 13, 18),
+        ] {
+            assert!(assemble(suite, KEK, &sealed(iv, ciphertext)).is_err(), "{iv}, {ciphertext}");
+        }
     }
 }

@@ -57,10 +57,11 @@ pub fn length(algorithm: Algorithm) -> u16 {
 pub async fn make(slot: &Slot, epoch: &KekEpoch, bound: &Bound) -> Result<Wrapped, Error> {
     let place = bound.place();
     let kek = Kek { id: epoch.kek.0, epoch: epoch.epoch.0 };
-    let aad = crypto::wrapped::aad(kek, &place);
+    let suite = slot.suite();
+    let aad = crypto::wrapped::aad(suite, kek, &place);
     let length = usize::from(place.length);
     let sealed = slot.make_wrapped(hsm::KekId(epoch.kek.0), length, aad).await?;
-    Ok(Wrapped { epoch: epoch.epoch, blob: crypto::wrapped::assemble(kek, &sealed)? })
+    Ok(Wrapped { epoch: epoch.epoch, blob: crypto::wrapped::assemble(suite, kek, &sealed)? })
 }
 
 /// Wraps a key under an epoch of the KEK, in the slot.
@@ -76,17 +77,18 @@ pub async fn wrap(
         return Err(Error::Internal(format!("expected a key of {expected} bytes, got {got}")));
     }
     let kek = Kek { id: epoch.kek.0, epoch: epoch.epoch.0 };
-    let aad = crypto::wrapped::aad(kek, &place);
+    let suite = slot.suite();
+    let aad = crypto::wrapped::aad(suite, kek, &place);
     let sealed = slot.wrap(hsm::KekId(epoch.kek.0), key, aad).await?;
-    Ok(Wrapped { epoch: epoch.epoch, blob: crypto::wrapped::assemble(kek, &sealed)? })
+    Ok(Wrapped { epoch: epoch.epoch, blob: crypto::wrapped::assemble(suite, kek, &sealed)? })
 }
 
 /// Unwraps a key in the slot, if the blob stands where it was made to stand.
 pub async fn unwrap(slot: &Slot, bound: &Bound, wrapped: &Wrapped) -> Result<SecretBytes, Error> {
     let place = bound.place();
     let damaged = |CryptographicFailure| Error::Internal("a wrapped key is damaged".into());
-    let crypto::wrapped::Wrapped { kek, sealed } =
+    let crypto::wrapped::Wrapped { suite, kek, sealed } =
         crypto::wrapped::parse(&wrapped.blob, &place).map_err(damaged)?;
-    let aad = crypto::wrapped::aad(kek, &place);
+    let aad = crypto::wrapped::aad(suite, kek, &place);
     Ok(slot.unwrap(hsm::KekId(kek.id), sealed, aad).await?)
 }

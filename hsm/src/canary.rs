@@ -3,7 +3,7 @@
 use crate::KekId;
 use crate::contract::{Fault, Session};
 
-pub(crate) use crypto::canary::{is_right, plaintext};
+pub(crate) use crypto::canary::{is_right, parse, plaintext};
 
 pub(crate) fn aad(kek: KekId) -> Vec<u8> {
     crypto::canary::aad(&kek.0)
@@ -17,7 +17,8 @@ pub(crate) fn sings(
 ) -> Result<bool, Fault> {
     let aad = aad(kek);
     let opened = if let Some(canary) = canary {
-        session.unwrap(kek, canary, &aad)
+        let Some(canary) = parse(canary) else { return Ok(false) };
+        session.unwrap(kek, &canary, &aad)
     } else {
         let fresh = session.wrap(kek, &plaintext(), &aad)?;
         session.unwrap(kek, &fresh, &aad)

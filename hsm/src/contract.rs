@@ -5,13 +5,19 @@
 //! neither wrap nor unwrap nor do anything but AES-GCM; the enrolment key unwraps and does nothing
 //! else; the identity key signs and does nothing else. No method gives a private key out.
 
-use crypto::SecretBytes;
+use crypto::wrapped::Suite;
+use crypto::{Sealed, SecretBytes};
 
 use crate::{HsmError, Info, KekId, MadeEpoch, NodeKeys};
 
 /// A token that was logged in to.
 pub(crate) trait Hsm: Send + Sync {
     fn info(&self) -> Info;
+
+    /// Whose IVs this token seals with.
+    fn suite(&self) -> Suite {
+        Suite::GivenIv
+    }
 
     /// A new session; it stays in the thread that asked for it.
     fn session(&self) -> Result<Box<dyn Session>, Fault>;
@@ -51,10 +57,17 @@ pub(crate) trait Session {
 
     fn forget(&mut self, kek: KekId) -> Result<(), Fault>;
 
-    /// AES-256-GCM; gives `iv 12 | ciphertext | tag 16`.
-    fn wrap(&mut self, kek: KekId, key: &SecretBytes, aad: &[u8]) -> Result<Vec<u8>, Fault>;
+    /// AES-256-GCM, with an IV as the token's suite says.
+    fn wrap(&mut self, kek: KekId, key: &SecretBytes, aad: &[u8]) -> Result<Sealed, Fault>;
 
-    fn unwrap(&mut self, kek: KekId, sealed: &[u8], aad: &[u8]) -> Result<SecretBytes, Fault>;
+    /// The same, of any suite.
+    fn unwrap(&mut self, kek: KekId, sealed: &Sealed, aad: &[u8]) -> Result<SecretBytes, Fault>;
+
+    /// Asks the device for a KEK that is remembered outside of it, so that what is checked next is the
+    /// device and not a memory. Nothing is to be done where the device does the work.
+    fn refresh(&mut self, _kek: KekId) -> Result<(), Fault> {
+        Ok(())
+    }
 
     fn random(&mut self, length: usize) -> Result<SecretBytes, Fault>;
 
@@ -70,6 +83,8 @@ pub(crate) enum Fault {
     Missing(HsmError),
     /// The session is worth nothing any more.
     Session(String),
+    /// The device gives no further session, or has no memory for one.
+    Full(String),
     /// Nobody is logged in.
     Login(String),
     /// The device or its module is in trouble.
@@ -90,9 +105,11 @@ impl Fault {
     pub(crate) fn into_error(self) -> HsmError {
         match self {
             Self::Missing(error) | Self::Final(error) => error,
-            Self::Session(what) | Self::Login(what) | Self::Device(what) | Self::Suspect(what) => {
-                HsmError::Device(what)
-            }
+            Self::Session(what)
+            | Self::Full(what)
+            | Self::Login(what)
+            | Self::Device(what)
+            | Self::Suspect(what) => HsmError::Device(what),
         }
     }
 }

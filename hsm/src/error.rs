@@ -16,12 +16,20 @@ pub enum OpenError {
     NoSuchToken { label: String, known: Vec<String> },
     #[error("{count} tokens are labelled {label:?}: name the serial as well")]
     Ambiguous { label: String, count: usize },
-    #[error("the PIN is wrong; it was tried once and is not tried again, because tokens lock")]
+    #[error(
+        "the PIN is wrong; it was tried once and is not tried again, because tokens lock: put the right \
+         one into the PIN file"
+    )]
     WrongPin,
     #[error("the PIN is locked, expired or not set: {0}")]
     PinRefused(String),
     #[error("the token file {} is damaged: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
+    #[error("the PIN file {}: {reason}", path.display())]
+    PinFile { path: PathBuf, reason: String },
+    /// It has a weakness that nobody accepted.
+    #[error("the token is refused: {0}")]
+    Refused(String),
     #[error("the token is not usable: {what}")]
     Unusable { what: String },
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use crypto::SecretBytes;
+use crypto::{Sealed, SecretBytes};
 
 use crate::contract::{Fault, Hsm, Rung, Session};
 use crate::pool::lock;
@@ -13,6 +13,9 @@ use crate::{HsmError, Info, KekId, MadeEpoch, NodeKeys};
 #[derive(Default)]
 pub(crate) struct Fake {
     faults: Arc<Mutex<VecDeque<Fault>>>,
+    /// How many sessions it gives; all that are wanted where this is not set.
+    room: Mutex<Option<usize>>,
+    in_use: Arc<AtomicUsize>,
     recovery: Mutex<Option<Fault>>,
     recoveries: Mutex<Vec<Rung>>,
     sessions: AtomicUsize,
@@ -40,6 +43,15 @@ impl Fake {
 
     pub(crate) fn recoveries(&self) -> Vec<Rung> {
         lock(&self.recoveries).clone()
+    }
+
+    /// From here on it gives no more sessions than these at a time.
+    pub(crate) fn give(&self, room: usize) {
+        *lock(&self.room) = Some(room);
+    }
+
+    pub(crate) fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::SeqCst)
     }
 
     pub(crate) fn sessions(&self) -> usize {
@@ -78,13 +90,19 @@ impl Hsm for Fake {
             serial: String::new(),
             model: String::new(),
             profile: String::new(),
+            accepted: std::collections::BTreeSet::new(),
         }
     }
 
     fn session(&self) -> Result<Box<dyn Session>, Fault> {
+        let room = *lock(&self.room);
+        if room.is_some_and(|room| self.in_use() >= room) {
+            return Err(Fault::Full("SESSION_COUNT".to_owned()));
+        }
         self.sessions.fetch_add(1, Ordering::SeqCst);
+        self.in_use.fetch_add(1, Ordering::SeqCst);
         let (faults, hang) = (Arc::clone(&self.faults), Arc::clone(&self.hang));
-        Ok(Box::new(FakeSession { faults, hang }))
+        Ok(Box::new(FakeSession { faults, hang, in_use: Arc::clone(&self.in_use) }))
     }
 
     fn recover(&self, rung: Rung, _seen: u64) -> Result<(), Fault> {
@@ -107,6 +125,13 @@ impl Hsm for Fake {
 struct FakeSession {
     faults: Arc<Mutex<VecDeque<Fault>>>,
     hang: Arc<Hang>,
+    in_use: Arc<AtomicUsize>,
+}
+
+impl Drop for FakeSession {
+    fn drop(&mut self) {
+        self.in_use.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 const NOTHING: Fault = Fault::Final(HsmError::NoIdentity);
@@ -154,11 +179,11 @@ impl Session for FakeSession {
         Err(NOTHING)
     }
 
-    fn wrap(&mut self, _: KekId, _: &SecretBytes, _: &[u8]) -> Result<Vec<u8>, Fault> {
+    fn wrap(&mut self, _: KekId, _: &SecretBytes, _: &[u8]) -> Result<Sealed, Fault> {
         Err(NOTHING)
     }
 
-    fn unwrap(&mut self, _: KekId, _: &[u8], _: &[u8]) -> Result<SecretBytes, Fault> {
+    fn unwrap(&mut self, _: KekId, _: &Sealed, _: &[u8]) -> Result<SecretBytes, Fault> {
         Err(NOTHING)
     }
 

@@ -21,6 +21,24 @@ impl Bench {
         Self { hsm, session: None }
     }
 
+    /// Sees to it that there is a session. Says so when the device gives none, and nothing of other
+    /// faults, which belong to a call.
+    pub(crate) fn is_refused(&mut self) -> Option<String> {
+        let generation = self.hsm.generation();
+        if self.session.as_ref().is_some_and(|(born, _)| *born == generation) {
+            return None;
+        }
+        self.session = None;
+        match self.hsm.session() {
+            Ok(session) => {
+                self.session = Some((generation, session));
+                None
+            }
+            Err(Fault::Full(what)) => Some(what),
+            Err(_) => None,
+        }
+    }
+
     pub(crate) fn run<T>(
         &mut self,
         deadline: Instant,
@@ -38,6 +56,10 @@ impl Bench {
                 Err(fault) => fault,
             };
             self.session = None;
+            // Neither a login nor a new life of the module makes room for a session.
+            if matches!(fault, Fault::Full(_)) && lowest > Some(Rung::Reopen) {
+                return Err(fault.into_error());
+            }
             let rung = match lowest {
                 Some(lowest) if Instant::now() < deadline => lowest.max(start(&fault)),
                 _ => return Err(fault.into_error()),
@@ -82,7 +104,7 @@ impl Bench {
 
 fn start(fault: &Fault) -> Rung {
     match fault {
-        Fault::Session(_) | Fault::Suspect(_) | Fault::Final(_) => Rung::Reopen,
+        Fault::Session(_) | Fault::Full(_) | Fault::Suspect(_) | Fault::Final(_) => Rung::Reopen,
         Fault::Missing(_) | Fault::Login(_) => Rung::Relogin,
         Fault::Device(_) => Rung::Reinitialize,
     }
@@ -115,9 +137,11 @@ mod tests {
         let login = || Fault::Login("out".to_owned());
         let device = || Fault::Device("broken".to_owned());
         let gone = || Fault::Missing(HsmError::NoIdentity);
-        let stories: [(&[Fault], &[Rung], usize); 7] = [
+        let full = || Fault::Full("SESSION_COUNT".to_owned());
+        let stories: [(&[Fault], &[Rung], usize); 8] = [
             (&[], &[], 1),
             (&[session()], &[], 2),
+            (&[full()], &[], 2),
             (&[login()], &[Relogin], 2),
             (&[gone()], &[Relogin], 2),
             (&[device()], &[Reinitialize], 2),
@@ -136,6 +160,14 @@ mod tests {
         let (result, rungs, _) = climbed(&[fault(), fault()]);
         assert_eq!(result, Err(HsmError::Device("broken".to_owned())));
         assert_eq!(rungs, [Rung::Reinitialize]);
+    }
+
+    #[test]
+    fn a_full_device_is_not_disturbed() {
+        let fault = || Fault::Full("SESSION_COUNT".to_owned());
+        let (result, rungs, _) = climbed(&[fault(), fault()]);
+        assert_eq!(result, Err(HsmError::Device("SESSION_COUNT".to_owned())));
+        assert_eq!(rungs, []);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!
 //! There is deliberately no Raft and no HTTP here, and no memory of unwrapped keys.
 
+mod accept;
 mod canary;
 mod contract;
 mod embedded;
@@ -15,17 +16,24 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod ladder;
+mod pin;
 mod pkcs11;
 mod pool;
+mod probe;
 mod slot;
+mod software;
 mod spki;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
 
+pub use accept::Accept;
 pub use error::{HsmError, OpenError};
+pub use pin::{PinSource, read as read_pin};
+pub use probe::{Finding, Report, Verdict, probe};
 pub use slot::Slot;
 
 /// Whether a KEK can be wrapped to this `SubjectPublicKeyInfo`, by any kind of slot.
@@ -53,9 +61,22 @@ impl std::fmt::Display for KekId {
 #[derive(Clone, Debug)]
 pub enum TokenConfig {
     /// A file of this program; it is made when there is none.
-    Embedded { path: PathBuf, pin: SecretString },
-    /// A token of a PKCS#11 module, found by its label, and by its serial where labels repeat.
-    Pkcs11 { module: PathBuf, token_label: String, serial: Option<String>, pin: SecretString },
+    Embedded {
+        path: PathBuf,
+        pin: SecretString,
+    },
+    Pkcs11(Pkcs11Config),
+}
+
+/// A token of a PKCS#11 module, found by its label, and by its serial where labels repeat.
+#[derive(Clone, Debug)]
+pub struct Pkcs11Config {
+    pub module: PathBuf,
+    pub token_label: String,
+    pub serial: Option<String>,
+    pub pin: PinSource,
+    /// The weaknesses that the operator has accepted, by name.
+    pub accept: BTreeSet<Accept>,
 }
 
 /// How calls to the token are run.
@@ -85,6 +106,8 @@ pub struct Info {
     pub model: String,
     /// What the device can do and how it is asked, in words.
     pub profile: String,
+    /// Its weaknesses, all of them accepted.
+    pub accepted: BTreeSet<Accept>,
 }
 
 /// The public halves of a node's two keys, as `SubjectPublicKeyInfo` in DER.

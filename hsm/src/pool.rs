@@ -4,6 +4,9 @@
 //! A call into a PKCS#11 module can not be cancelled. A worker that is stuck beyond its deadline is
 //! given up and replaced, up to a cap; beyond it the slot is unhealthy until the calls come back. The
 //! askers do not wait for any of this: they have their own clock.
+//!
+//! A device that gives no further session makes the pool smaller: a worker that gets none leaves its
+//! call to another that has one, and goes. After a while the pool tries to grow again.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crypto::wrapped::Suite;
 use tokio::sync::watch;
 
 use crate::contract::{Fault, Hsm, Session};
@@ -19,6 +23,10 @@ use crate::slot::GONE;
 use crate::{Health, HsmError, Info, KekId, Options, canary};
 
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
+/// How long the health check waits for an answer. It goes before all other calls.
+const HEALTH_LIMIT: Duration = Duration::from_secs(2);
+/// How long a pool stays small before it asks the device for another session.
+const GROW_AFTER: Duration = Duration::from_secs(10);
 /// A slow answer is not yet a broken device; a definite fault is.
 const SLOW_MAX: u32 = 3;
 /// How many workers may be stuck for each that was asked for.
@@ -32,6 +40,7 @@ pub(crate) struct Pool {
     closing: Condvar,
     desks: Mutex<Vec<(Arc<Desk>, JoinHandle<()>)>>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
+    shrunk: Mutex<Shrunk>,
     name: Mutex<Option<String>>,
     /// In the order they were given; the last one is the one that the health check opens.
     canaries: Mutex<Vec<(KekId, Vec<u8>)>>,
@@ -42,6 +51,13 @@ pub(crate) struct Pool {
 struct Queue {
     jobs: VecDeque<Job>,
     closed: bool,
+}
+
+/// Workers that the device gave no session to.
+#[derive(Default)]
+struct Shrunk {
+    by: usize,
+    since: Option<Instant>,
 }
 
 /// What the supervisor sees of a worker.
@@ -87,6 +103,7 @@ impl Pool {
             closing: Condvar::new(),
             desks: Mutex::default(),
             supervisor: Mutex::default(),
+            shrunk: Mutex::default(),
             name: Mutex::default(),
             canaries: Mutex::default(),
             health: watch::Sender::new(Health::Healthy),
@@ -95,6 +112,7 @@ impl Pool {
             pool.hire();
         }
         metrics::gauge!("strongroom_hsm_healthy").set(1.0);
+        pool.show_workers(0);
         let supervised = Arc::clone(&pool);
         *lock(&pool.supervisor) = spawn("hsm-health", move || supervised.supervise());
         pool
@@ -102,6 +120,10 @@ impl Pool {
 
     pub(crate) fn info(&self) -> Info {
         self.hsm.info()
+    }
+
+    pub(crate) fn suite(&self) -> Suite {
+        self.hsm.suite()
     }
 
     pub(crate) fn deadline(&self) -> Duration {
@@ -149,6 +171,18 @@ impl Pool {
         Ok(())
     }
 
+    /// Puts a job before all others, however many there are.
+    fn submit_first(&self, job: Job) -> Result<(), HsmError> {
+        let mut queue = lock(&self.queue);
+        if queue.closed {
+            return Err(HsmError::Closed);
+        }
+        queue.jobs.push_front(job);
+        drop(queue);
+        self.ready.notify_one();
+        Ok(())
+    }
+
     /// Asks and blocks for the answer.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
@@ -156,12 +190,21 @@ impl Pool {
         limit: Duration,
         attempt: impl FnMut(&mut dyn Session) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, HsmError> {
+        Self::ask_by(name, limit, |job| self.submit(job), attempt)
+    }
+
+    fn ask_by<T: Send + 'static>(
+        name: &'static str,
+        limit: Duration,
+        submit: impl FnOnce(Job) -> Result<(), HsmError>,
+        attempt: impl FnMut(&mut dyn Session) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, HsmError> {
         let started = Instant::now();
         let (answer, wait) = mpsc::sync_channel(1);
         let job = Job::new(started + limit, attempt, move |result| {
             let _ = answer.send(result);
         });
-        let result = self.submit(job).and_then(|()| match wait.recv_timeout(limit) {
+        let result = submit(job).and_then(|()| match wait.recv_timeout(limit) {
             Ok(result) => result,
             Err(mpsc::RecvTimeoutError::Timeout) => Err(HsmError::Deadline(limit)),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(HsmError::Closed),
@@ -229,12 +272,53 @@ impl Pool {
                 continue;
             }
             *lock(&desk.busy) = Some(job.deadline);
+            if let Some(what) = bench.is_refused()
+                && self.shrink(&what)
+            {
+                if let Err(refused) = self.submit_first(job) {
+                    tracing::debug!(%refused, "the call of a worker that leaves");
+                }
+                return;
+            }
             (job.run)(Some(&mut bench));
             *lock(&desk.busy) = None;
             if desk.given_up.load(Ordering::Acquire) {
                 return;
             }
         }
+    }
+
+    /// One worker fewer, unless it is the last.
+    fn shrink(&self, what: &str) -> bool {
+        metrics::counter!("strongroom_hsm_sessions_refused_total").increment(1);
+        let mut shrunk = lock(&self.shrunk);
+        let others = self.options.workers.max(1) - 1;
+        if shrunk.by >= others {
+            return false;
+        }
+        shrunk.by += 1;
+        shrunk.since = Some(Instant::now());
+        let workers = self.show_workers(shrunk.by);
+        tracing::warn!(workers, what, "the token gives no further session: fewer workers share it");
+        true
+    }
+
+    fn show_workers(&self, shrunk: usize) -> usize {
+        let workers = self.options.workers.max(1) - shrunk;
+        #[expect(clippy::cast_precision_loss, reason = "they are few")]
+        metrics::gauge!("strongroom_hsm_workers").set(workers as f64);
+        workers
+    }
+
+    /// How many workers there should be now.
+    fn wanted(&self) -> usize {
+        let mut shrunk = lock(&self.shrunk);
+        if shrunk.by > 0 && shrunk.since.is_some_and(|since| since.elapsed() >= GROW_AFTER) {
+            shrunk.by -= 1;
+            shrunk.since = Some(Instant::now());
+            self.show_workers(shrunk.by);
+        }
+        self.options.workers.max(1) - shrunk.by
     }
 
     fn next(&self) -> Option<Job> {
@@ -283,12 +367,20 @@ impl Pool {
         let checked = lock(&self.canaries).last().cloned();
         let name = self.name().ok();
         let pool = Arc::clone(self);
-        self.ask("canary", self.options.deadline, move |session| match (&checked, &name) {
-            (Some((kek, canary)), _) => match canary::sings(session, *kek, Some(canary)) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(Fault::Device("the KEK does not open its canary".to_owned())),
-                Err(fault) => Err(pool.sure(session, *kek, fault)),
-            },
+        let limit = self.options.deadline.min(HEALTH_LIMIT);
+        let submit = |job| self.submit_first(job);
+        Self::ask_by("canary", limit, submit, move |session| match (&checked, &name) {
+            (Some((kek, canary)), _) => {
+                let sings = match session.refresh(*kek) {
+                    Ok(()) => canary::sings(session, *kek, Some(canary)),
+                    Err(fault) => Err(fault),
+                };
+                match sings {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(Fault::Device("the KEK does not open its canary".to_owned())),
+                    Err(fault) => Err(pool.sure(session, *kek, fault)),
+                }
+            }
             (None, Some(name)) if session.is_present(name)? => Ok(()),
             (None, Some(_)) => Err(Fault::Missing(HsmError::Device(GONE.to_owned()))),
             (None, None) => session.random(16).map(drop),
@@ -297,7 +389,7 @@ impl Pool {
 
     /// Replaces workers that are stuck; says so when there are too many to go on.
     fn replace_stuck(self: &Arc<Self>) -> Option<String> {
-        let now = Instant::now();
+        let (now, wanted) = (Instant::now(), self.wanted());
         let (stuck, missing) = {
             let mut desks = lock(&self.desks);
             desks.retain(|(_, thread)| !thread.is_finished());
@@ -308,11 +400,11 @@ impl Pool {
             }
             let stuck = desks.iter().filter(|(desk, _)| desk.given_up.load(Ordering::Acquire));
             let stuck = stuck.count();
-            (stuck, self.options.workers.max(1).saturating_sub(desks.len() - stuck))
+            (stuck, wanted.saturating_sub(desks.len() - stuck))
         };
         let cap = self.options.workers.max(1) * STUCK_FACTOR;
         for _ in 0..missing.min(cap.saturating_sub(stuck)) {
-            tracing::warn!(stuck, "a worker of the token is stuck or gone, replacing it");
+            tracing::info!(stuck, "another worker for the token");
             self.hire();
         }
         (stuck >= cap).then(|| format!("{stuck} calls never came back from the token"))
@@ -433,6 +525,27 @@ mod tests {
         pool.stop();
         pool.join();
         assert!(fake.is_closed());
+    }
+
+    #[test]
+    fn a_device_with_few_sessions_is_shared_by_fewer_workers() {
+        let (fake, pool) = pool(4, 1024);
+        fake.give(2);
+        let asked = (0..64).map(|_| {
+            let pool = Arc::clone(&pool);
+            thread::spawn(move || random(&pool))
+        });
+        for answer in asked.collect::<Vec<_>>() {
+            assert_eq!(answer.join().unwrap(), Ok(()), "no call is lost to a refused session");
+        }
+        assert!(fake.in_use() <= 2);
+        fake.give(0);
+        fake.fail_with(&[Fault::Session("closed".to_owned()), Fault::Session("closed".to_owned())]);
+        until(|| random(&pool) == Err(HsmError::Device("SESSION_COUNT".to_owned())));
+        fake.give(1);
+        until(|| random(&pool).is_ok());
+        pool.stop();
+        pool.join();
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crypto::SecretBytes;
+use crypto::wrapped::Suite;
+use crypto::{Sealed, SecretBytes};
 use tokio::sync::{oneshot, watch};
 
 use crate::contract::{Fault, Hsm, Session};
@@ -42,9 +43,7 @@ impl Slot {
     pub fn open(config: TokenConfig, options: Options) -> Result<Self, OpenError> {
         let hsm: Arc<dyn Hsm> = match config {
             TokenConfig::Embedded { path, pin } => Arc::new(embedded::Token::open(path, &pin)?),
-            TokenConfig::Pkcs11 { module, token_label, serial, pin } => {
-                Arc::new(pkcs11::Token::open(&module, token_label, serial, pin)?)
-            }
+            TokenConfig::Pkcs11(config) => Arc::new(pkcs11::Token::open(config)?),
         };
         Ok(Self { pool: Arc::new(Owner(Pool::start(hsm, options))) })
     }
@@ -122,13 +121,18 @@ impl Slot {
         self.call("forget", move |session| session.forget(kek)).await
     }
 
-    /// Wraps a key by AES-256-GCM under a fresh IV; gives `iv 12 | ciphertext | tag 16`.
+    /// Whose IVs it wraps with; what it unwraps may be of any suite.
+    pub fn suite(&self) -> Suite {
+        self.pool.0.suite()
+    }
+
+    /// Wraps a key by AES-256-GCM under a fresh IV.
     pub async fn wrap(
         &self,
         kek: KekId,
         key: SecretBytes,
         aad: Vec<u8>,
-    ) -> Result<Vec<u8>, HsmError> {
+    ) -> Result<Sealed, HsmError> {
         let pool = Arc::clone(&self.pool.0);
         self.call("wrap", move |session| {
             session.wrap(kek, &key, &aad).map_err(|fault| pool.sure(session, kek, fault))
@@ -142,7 +146,7 @@ impl Slot {
         kek: KekId,
         length: usize,
         aad: Vec<u8>,
-    ) -> Result<Vec<u8>, HsmError> {
+    ) -> Result<Sealed, HsmError> {
         let pool = Arc::clone(&self.pool.0);
         self.call("make_wrapped", move |session| {
             let key = session.random(length)?;
@@ -151,12 +155,12 @@ impl Slot {
         .await
     }
 
-    /// Unwraps `iv 12 | ciphertext | tag 16`. [`HsmError::Integrity`] means that this blob is bad:
-    /// the device was asked for its canary, and opened it.
+    /// [`HsmError::Integrity`] means that this blob is bad: the device was asked for its canary, and
+    /// opened it.
     pub async fn unwrap(
         &self,
         kek: KekId,
-        sealed: Vec<u8>,
+        sealed: Sealed,
         aad: Vec<u8>,
     ) -> Result<SecretBytes, HsmError> {
         let pool = Arc::clone(&self.pool.0);

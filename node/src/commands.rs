@@ -1,18 +1,21 @@
 //! Commands that touch this machine: they speak to a server over its admin socket, or to its slot.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cli::Global;
 use cli::kit::NewKit;
 use crypto::sign::OperatorKey;
-use hsm::Slot;
+use hsm::{Finding, Report, Slot, Verdict};
+use serde_json::json;
 
 use crate::admin::{self, AdminClient};
 use crate::config::Config;
-use crate::server::{REPLACEABLE, open_slot};
+use crate::server::{self, REPLACEABLE, open_slot};
 use crate::{environment, membership};
 
 #[derive(clap::Args, Debug)]
@@ -186,17 +189,48 @@ pub(crate) async fn health(Health { config }: Health) -> ExitCode {
     done(phase.await)
 }
 
-/// Whether a token will serve. Opening it logs in once.
-pub(crate) fn probe(Probe { config }: &Probe) -> ExitCode {
-    with_slot(config, async |_, slot| {
-        let info = slot.info();
-        println!("kind     {}", info.kind);
-        println!("label    {}", info.label);
-        println!("serial   {}", info.serial);
-        println!("model    {}", info.model);
-        println!("profile  {}", info.profile);
-        Ok(())
-    })
+/// Whether a token will serve, by words and by the exit code. Opening it logs in once.
+pub(crate) fn probe(Probe { config }: &Probe, global: &Global) -> ExitCode {
+    let config = match offline(config) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let probed = server::token(&config)
+        .and_then(|token| hsm::probe(token, &config.name, config.hsm.workers))
+        .map_err(|error| format!("the token does not serve: {error}"));
+    let report = match probed {
+        Ok(report) => report,
+        Err(why) => return done(Err(why)),
+    };
+    let (verdict, words) = match report.verdict() {
+        Verdict::Good => ("good", "it will serve"),
+        Verdict::Weak => ("weak", "it will serve, with what is marked weak"),
+        Verdict::Bad => ("bad", "it will not serve: see what is marked BAD"),
+    };
+    let document = json!({
+        "serves": report.verdict() != Verdict::Bad,
+        "verdict": verdict,
+        "token": report,
+    });
+    let shown = global.show(&document, |_| table(&report, words));
+    match shown {
+        Ok(()) => ExitCode::from(u8::from(report.verdict() == Verdict::Bad)),
+        Err(failure) => failure.report(),
+    }
+}
+
+fn table(report: &Report, words: &str) -> String {
+    let Report { kind, label, serial, model, findings } = report;
+    let mut text = format!("{kind} token {label:?}, serial {serial:?}, {model}\n\n");
+    for Finding { verdict, what, found } in findings {
+        let mark = match verdict {
+            Verdict::Good => "ok",
+            Verdict::Weak => "weak",
+            Verdict::Bad => "BAD",
+        };
+        let _ = writeln!(text, "{mark:5} {what:26} {found}");
+    }
+    text + "\n" + words
 }
 
 /// What every epoch can be wrapped to: the slot of a spare HSM as a recovery kit.
@@ -218,16 +252,10 @@ fn with_slot(
     config: &std::path::Path,
     look: impl AsyncFnOnce(String, &Slot) -> Result<(), String>,
 ) -> ExitCode {
-    let config = match Config::read(config) {
+    let config = match offline(config) {
         Ok(config) => config,
-        Err(wrong) => {
-            eprintln!("{wrong}");
-            return ExitCode::from(1);
-        }
+        Err(code) => return code,
     };
-    if let Err(error) = environment::apply(&config.hsm.environment) {
-        return done(Err(format!("[hsm.environment] can not be applied: {error}")));
-    }
     crate::block_on(async {
         let looked = match open_slot(&config).await {
             Ok(slot) => {
@@ -239,6 +267,20 @@ fn with_slot(
         };
         done(looked)
     })
+}
+
+/// The configuration for a command that works with the slot. No log is kept: what is to be told, the
+/// command tells.
+fn offline(config: &std::path::Path) -> Result<Config, ExitCode> {
+    let failed = |why: String| {
+        eprintln!("{why}");
+        ExitCode::from(1)
+    };
+    let config = Config::read(config).map_err(|wrong| failed(wrong.to_string()))?;
+    environment::apply(&config.hsm.environment).map_err(|error| {
+        failed(format!("strongroom: [hsm.environment] can not be applied: {error}"))
+    })?;
+    Ok(config)
 }
 
 fn admin_at(config: &std::path::Path) -> Result<AdminClient, String> {

@@ -5,7 +5,7 @@
 
 mod reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crypto::backup::Recipient;
 use domain::{FORMAT, FORMAT_OLDEST};
+use hsm::{Accept, PinSource};
 use reader::{Reader, Section};
 
 /// Half of it must hold two segments of the log.
@@ -61,7 +62,6 @@ pub(crate) struct TlsFiles {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Hsm {
     pub(crate) token: Token,
-    pub(crate) pin_file: PathBuf,
     pub(crate) workers: usize,
     pub(crate) deadline: Duration,
     /// What the PKCS#11 module reads; applied by re-executing the process.
@@ -70,8 +70,18 @@ pub(crate) struct Hsm {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Token {
-    Embedded { path: PathBuf },
-    Pkcs11 { module: PathBuf, token_label: String, serial: Option<String> },
+    Embedded {
+        path: PathBuf,
+        pin_file: PathBuf,
+    },
+    Pkcs11 {
+        module: PathBuf,
+        token_label: String,
+        serial: Option<String>,
+        pin: PinSource,
+        /// The weaknesses of the token that are accepted.
+        accept: BTreeSet<Accept>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -266,30 +276,16 @@ fn hsm<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Hsm> {
     });
     let token = match kind.as_deref() {
         Some("embedded") => {
-            reader.required(&mut section, "path", path).map(|path| Token::Embedded { path })
+            let pin_file = reader.required(&mut section, "pin_file", path);
+            let file = reader.required(&mut section, "path", path);
+            file.zip(pin_file).map(|(path, pin_file)| Token::Embedded { path, pin_file })
         }
-        Some("pkcs11") => {
-            let module = reader.required(&mut section, "module", path);
-            let token_label = reader
-                .required(&mut section, "token_label", |text| Ok::<_, String>(text.to_owned()));
-            let serial =
-                reader.optional(&mut section, "serial", |text| Ok::<_, String>(text.to_owned()));
-            module.zip(token_label).map(|(module, token_label)| Token::Pkcs11 {
-                module,
-                token_label,
-                serial,
-            })
-        }
+        Some("pkcs11") => pkcs11(reader, &mut section),
         // The other keys depend on the kind: nothing more can be said of them.
         _ => {
             section.skip_rest();
             None
         }
-    };
-    let pin_file = if token.is_some() || kind.is_some() {
-        reader.required(&mut section, "pin_file", path)
-    } else {
-        None
     };
     let workers = reader.defaulted(&mut section, "workers", "4", |text| {
         text.parse().ok().filter(|n| (1..=256).contains(n)).ok_or("must be from 1 to 256".into())
@@ -297,7 +293,40 @@ fn hsm<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Hsm> {
     let deadline = reader.defaulted(&mut section, "deadline", "5s", duration);
     let environment = reader.strings(&mut section, "environment");
     reader.finish(section);
-    Some(Hsm { token: token?, pin_file: pin_file?, workers, deadline, environment })
+    Some(Hsm { token: token?, workers, deadline, environment })
+}
+
+fn pkcs11<'a>(reader: &mut Reader<'a>, section: &mut Section<'a>) -> Option<Token> {
+    let plain = |text: &str| Ok::<_, String>(text.to_owned());
+    let module = reader.required(section, "module", path);
+    let token_label = reader.required(section, "token_label", plain);
+    let serial = reader.optional(section, "serial", plain);
+    let protected = reader.flag(section, "protected_authentication");
+    let pin_file = if protected {
+        reader.optional(section, "pin_file", path)
+    } else {
+        reader.required(section, "pin_file", path)
+    };
+    let pin = match (protected, pin_file) {
+        (true, Some(_)) => {
+            let why =
+                "hsm.pin_file: with `protected_authentication` the PIN is typed at the device";
+            reader.wrong(section.line(), why);
+            None
+        }
+        (true, None) => Some(PinSource::Protected),
+        (false, pin_file) => pin_file.map(PinSource::File),
+    };
+    let accept = if section.has("accept") {
+        let named = reader.list(section, "accept", |text| {
+            text.parse::<Accept>().map_err(|error| error.to_string())
+        });
+        named.map(BTreeSet::from_iter)
+    } else {
+        Some(BTreeSet::new())
+    };
+    let (module, token_label) = module.zip(token_label)?;
+    Some(Token::Pkcs11 { module, token_label, serial, pin: pin?, accept: accept? })
 }
 
 fn backup<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Backup> {

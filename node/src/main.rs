@@ -93,7 +93,7 @@ fn main() -> ExitCode {
         Command::Recover(recover) => recover::run(recover),
         Command::Restore(restore) => restore::run(restore),
         Command::Health(health) => block_on(commands::health(health)),
-        Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(&probe),
+        Command::Hsm(HsmCommand::Probe(probe)) => commands::probe(&probe, &global),
         Command::Hsm(HsmCommand::EnrolmentKey(probe)) => commands::enrolment_key(&probe),
         Command::Cluster(cli::Command::Completions { shell }) => {
             cli::completions(shell, Arguments::command());

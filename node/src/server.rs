@@ -11,8 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use custody::cluster::{self, Newcomer, Progress};
 use domain::{Operators, Statement};
-use hsm::{NodeKeys, Slot, TokenConfig};
-use secrecy::SecretString;
+use hsm::{NodeKeys, Pkcs11Config, Slot, TokenConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -91,7 +90,15 @@ async fn serve(config: Config) -> Result<Stopped, String> {
     };
 
     let fingerprint = Statement::fingerprint_of(&keys.enrolment_spki, &keys.identity_spki);
-    info!(name = %config.name, %fingerprint, slot = slot.info().kind, "the slot is open");
+    let token = slot.info();
+    info!(
+        name = %config.name, %fingerprint, slot = token.kind, serial = token.serial,
+        profile = token.profile, "the slot is open"
+    );
+    if !token.accepted.is_empty() {
+        let accepted: Vec<_> = token.accepted.iter().map(|accept| accept.name()).collect();
+        warn!(accepted = accepted.join(", "), "the token is weak, as was accepted");
+    }
     // Another slot is no damage, and nothing that more tries would change: it waits to be told.
     let (local, lost) = match local {
         Some(local) if local.is_of(&keys.identity_spki) => (Some(local), None),
@@ -284,26 +291,27 @@ impl Node {
 
 /// Opens the slot with one login try.
 pub(crate) async fn open_slot(config: &Config) -> Result<Slot, String> {
-    let pin_file = &config.hsm.pin_file;
-    let pin = std::fs::read_to_string(pin_file)
-        .map_err(|error| format!("hsm.pin_file {}: {error}", pin_file.display()))?;
-    let pin = SecretString::from(pin.trim_end_matches(['\r', '\n']).to_owned());
-    let token = match config.hsm.token.clone() {
-        Token::Embedded { path } => {
-            warn!("the slot is the embedded token: a file, not an HSM");
-            TokenConfig::Embedded { path, pin }
-        }
-        Token::Pkcs11 { module, token_label, serial } => {
-            TokenConfig::Pkcs11 { module, token_label, serial, pin }
-        }
-    };
+    let slot = |error: hsm::OpenError| format!("the slot: {error}");
+    let token = token(config).map_err(slot)?;
     let options = hsm::Options {
         workers: config.hsm.workers,
         deadline: config.hsm.deadline,
         ..hsm::Options::default()
     };
     let opened = tokio::task::spawn_blocking(move || Slot::open(token, options)).await;
-    opened.map_err(|error| error.to_string())?.map_err(|error| format!("the slot: {error}"))
+    opened.map_err(|error| error.to_string())?.map_err(slot)
+}
+
+/// The token that a configuration names.
+pub(crate) fn token(config: &Config) -> Result<TokenConfig, hsm::OpenError> {
+    Ok(match config.hsm.token.clone() {
+        Token::Embedded { path, pin_file } => {
+            TokenConfig::Embedded { path, pin: hsm::read_pin(&pin_file)? }
+        }
+        Token::Pkcs11 { module, token_label, serial, pin, accept } => {
+            TokenConfig::Pkcs11(Pkcs11Config { module, token_label, serial, pin, accept })
+        }
+    })
 }
 
 async fn listen(what: &str, endpoint: &Endpoint) -> Result<TcpListener, String> {

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check`, `fix`, `test`, `prove`.
+//! The project's own commands: `cargo xtask check`, `fix`, `test`, `prove`, `kryoptic`.
 //!
 //! `check` changes nothing and is what CI runs; `fix` changes things. Every program that is needed
 //! and missing is installed into a cache folder (or by the system's packages), saying so; nothing
@@ -36,6 +36,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Builds Kryoptic, a second PKCS#11 token, once: the tests run on it where it is
+    Kryoptic,
     /// Runs a proof at full size and appends its figures to docs/proofs.md
     Prove {
         /// Shows the proofs that there are
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Check { steps } => check::check(&steps),
         Command::Fix => check::fix(),
         Command::Test { arguments } => test::test(&arguments),
+        Command::Kryoptic => tools::kryoptic().map(|module| println!("{}", module.display())),
         Command::Prove { list: false, name: Some(name), sizes } => prove::prove(&name, &sizes),
         Command::Prove { .. } => prove::list(),
     };

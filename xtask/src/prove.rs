@@ -35,6 +35,8 @@ struct Proof {
 enum Need {
     /// Named to the proof as `ETCD_BIN`.
     Etcd,
+    /// Named to the proof as `KRYOPTIC_MODULE`.
+    Kryoptic,
 }
 
 pub(crate) fn list() -> Outcome {
@@ -72,6 +74,7 @@ pub(crate) fn prove(name: &str, overrides: &[String]) -> Outcome {
     for need in &proof.needs {
         match need {
             Need::Etcd => command.env("ETCD_BIN", tools::etcd()?),
+            Need::Kryoptic => command.env("KRYOPTIC_MODULE", tools::kryoptic()?),
         };
     }
     let start = Instant::now();

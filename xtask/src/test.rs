@@ -11,6 +11,7 @@ pub(crate) fn test(arguments: &[String]) -> Outcome {
     let mut total = Counts::default();
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
     command.args(arguments).env("STRONGROOM_BIN", binary);
+    command.envs(tools::kryoptic_if_built()?.map(|module| ("KRYOPTIC_MODULE", module)));
     let outcome = run_seeing(&mut command, |line| total.add(line));
     let Counts { passed, failed, ignored } = total;
     println!("\ntotal: {passed} passed, {failed} failed, {ignored} skipped");

@@ -7,9 +7,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::shell::{Failure, Outcome, cargo, on_path, program, root, run};
+use crate::shell::{Failure, Outcome, cargo, on_path, program, read, root, run};
 
 const CARGO_DENY_VERSION: &str = "0.20.2";
+/// As xtask/kryoptic/Cargo.toml pins it.
+const KRYOPTIC_VERSION: &str = "1.5.4";
+/// What bindgen needs, which OpenSSL's bindings are made with.
+const LIBCLANG: &str = "libclang==18.1.1";
 
 /// `$XDG_CACHE_HOME/strongroom`, or `~/.cache/strongroom`.
 fn cache() -> Outcome<PathBuf> {
@@ -36,6 +40,46 @@ pub(crate) fn cargo_deny() -> Outcome<PathBuf> {
         run(install.arg("--root").arg(&home).env_remove("CARGO_TARGET_DIR"))?;
     }
     Ok(deny)
+}
+
+/// Kryoptic, the second software token that the tests know, as a PKCS#11 module; built from source the
+/// first time, with OpenSSL, which takes some ten minutes.
+pub(crate) fn kryoptic() -> Outcome<PathBuf> {
+    let module = kryoptic_place()?;
+    if module.is_file() {
+        return Ok(module);
+    }
+    let home = module.parent().expect("it is in a folder").to_owned();
+    println!("Building Kryoptic {KRYOPTIC_VERSION} into {}", home.display());
+    fs::create_dir_all(&home)?;
+    let venv = home.join("venv");
+    run(program("python3", &["-m", "venv", "--clear"]).arg(&venv))?;
+    let mut pip = program(venv.join("bin/pip"), &["install", "--quiet", LIBCLANG]);
+    run(pip.arg("--disable-pip-version-check"))?;
+    let python = venv.join("bin/python");
+    let libclang = "import clang, os; print(os.path.join(list(clang.__path__)[0], 'native'))";
+    let libclang = read(&mut program(python, &["-c", libclang]))?;
+    // libclang comes without the headers that belong to a compiler.
+    let headers = read(&mut program("cc", &["-print-file-name=include"]))?;
+    let manifest = root().join("xtask/kryoptic/Cargo.toml");
+    let target = home.join("target");
+    let mut build = cargo(&["build", "--release", "--locked", "--manifest-path"]);
+    build.arg(manifest).env("CARGO_TARGET_DIR", &target).env("LIBCLANG_PATH", libclang);
+    run(build.env("BINDGEN_EXTRA_CLANG_ARGS", format!("-I{headers}")))?;
+    fs::copy(target.join("release/libstrongroom_kryoptic.so"), &module)?;
+    fs::remove_dir_all(target)?;
+    fs::remove_dir_all(venv)?;
+    Ok(module)
+}
+
+/// The module, if it was built.
+pub(crate) fn kryoptic_if_built() -> Outcome<Option<PathBuf>> {
+    Ok(Some(kryoptic_place()?).filter(|module| module.is_file()))
+}
+
+fn kryoptic_place() -> Outcome<PathBuf> {
+    let home = cache()?.join("tools").join(format!("kryoptic-{KRYOPTIC_VERSION}"));
+    Ok(home.join("libstrongroom_kryoptic.so"))
 }
 
 /// The Python of a virtual environment that holds exactly `helm/requirements.txt`.

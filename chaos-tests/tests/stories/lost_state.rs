@@ -10,12 +10,10 @@ use chaos_tests::dev_cluster::{DevCluster, Plan, Wire};
 use chaos_tests::proxy::Link;
 use chaos_tests::random::Random;
 use chaos_tests::workload::Load;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 use wire::{NodeRecovery, RecoveryPath};
 
-use super::support::{clients, figure, judge, lost, size, turn, until};
+use super::support::{clients, figure, judge, lost, metric, size, turn, until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// What docs/operations.md has the operator look for.
@@ -184,16 +182,6 @@ async fn fenced(cluster: &DevCluster) -> u64 {
         all += metric(cluster, node, "strongroom_fenced_members_total").await.unwrap_or(0);
     }
     all
-}
-
-/// A metric of a node, whatever its labels; `None` when it is not there.
-async fn metric(cluster: &DevCluster, node: usize, name: &str) -> Option<u64> {
-    let mut stream = TcpStream::connect(&cluster.nodes[node].admin_address).await.ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.ok()?;
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.rsplit(' ').next()?.parse().ok()
 }
 
 fn replica(cluster: &DevCluster, node: usize) -> PathBuf {

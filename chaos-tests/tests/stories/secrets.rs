@@ -194,11 +194,13 @@ fn learn(cluster: &DevCluster, lineage: &str, keys: &[wire::Key]) -> Vec<(String
             let place =
                 Place { lineage, key: id, version, purpose: 1, algorithm, length, flags: 0 };
             for blob in &blobs {
-                let Ok(wrapped::Wrapped { kek, sealed }) = wrapped::parse(blob, &place) else {
+                let Ok(wrapped::Wrapped { suite, kek, sealed }) = wrapped::parse(blob, &place)
+                else {
                     continue;
                 };
                 let what = format!("{} version {version}", key.name);
-                guesses.push(Guess { what, aad: wrapped::aad(kek, &place), sealed });
+                let (aad, sealed) = (wrapped::aad(suite, kek, &place), sealed.to_bytes());
+                guesses.push(Guess { what, aad, sealed });
             }
         }
     }

@@ -9,6 +9,8 @@ use chaos_tests::dev_cluster::DevCluster;
 use chaos_tests::history::{Action, History, Outcome};
 use chaos_tests::workload::Load;
 use chaos_tests::{checker, revocation};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -33,6 +35,16 @@ pub(crate) fn clients(small: usize) -> u32 {
 /// A line that `cargo xtask prove` keeps.
 pub(crate) fn figure(name: &str, value: impl std::fmt::Display) {
     println!("FIGURE {name} = {value}");
+}
+
+/// A metric of a node, whatever its labels; `None` when it is not there.
+pub(crate) async fn metric(cluster: &DevCluster, node: usize, name: &str) -> Option<u64> {
+    let mut stream = TcpStream::connect(&cluster.nodes[node].admin_address).await.ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse().ok()
 }
 
 /// Waits for a condition that others bring about.

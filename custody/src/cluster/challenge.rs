@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crypto::SecretBytes;
+use crypto::{Sealed, SecretBytes};
 use domain::Lineage;
 use hsm::{HsmError, KekId, Slot};
 use serde::{Deserialize, Serialize};
@@ -98,6 +98,9 @@ impl Custody {
     }
 
     async fn open(&self, id: [u8; 16], made: Made, sealed: Vec<u8>) -> Result<bool, Error> {
+        let Some(sealed) = Sealed::of_length(made.expected.len(), &sealed) else {
+            return Ok(false);
+        };
         self.slot().accept_share(KekId(id), made.share, made.canary).await?;
         match self.slot().unwrap(KekId(id), sealed, LABEL.as_bytes().to_vec()).await {
             Ok(opened) => Ok(opened.expose(|bytes| bytes == made.expected)),
@@ -120,7 +123,7 @@ pub(super) async fn answer(
     let sealed = slot.wrap(kek, said, LABEL.as_bytes().to_vec()).await;
     let forgotten = slot.forget(kek).await;
     let sealed = sealed?;
-    forgotten.map(|()| sealed)
+    forgotten.map(|()| sealed.to_bytes())
 }
 
 fn transcript(id: [u8; 16], asker: &Asker<'_>) -> [u8; 32] {

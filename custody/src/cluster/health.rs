@@ -50,7 +50,7 @@ fn decide(vitals: &Vitals) -> Decision {
 pub(super) async fn guard(custody: Custody, options: Options) {
     let mut health = custody.slot().health();
     let (mut unfit_since, mut leaderless_since, mut tried) = (None, None, None::<Instant>);
-    let mut may = None;
+    let (mut may, mut caretaker) = (None, false);
     loop {
         let now = Instant::now();
         let fit = custody.is_fit();
@@ -75,8 +75,17 @@ pub(super) async fn guard(custody: Custody, options: Options) {
             tried = Some(now);
             custody.hand_over().await;
         }
-        metrics::gauge!("strongroom_caretaker")
-            .set(f64::from(u8::from(leads && !custody.can_unwrap())));
+        let now_caretaker = leads && !custody.can_unwrap();
+        metrics::gauge!("strongroom_caretaker").set(f64::from(u8::from(now_caretaker)));
+        match (caretaker, now_caretaker) {
+            (false, true) => tracing::warn!(
+                "this node leads as caretaker: reads, revocations and membership go on, uses of keys \
+                 are refused until a slot can serve"
+            ),
+            (true, false) => tracing::info!(leads, "this node is caretaker no more"),
+            (true, true) | (false, false) => {}
+        }
+        caretaker = now_caretaker;
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             Ok(()) = health.changed() => {}

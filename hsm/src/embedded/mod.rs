@@ -6,26 +6,23 @@
 
 mod file;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::{AeadInOut, KeyInit};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use crypto::SecretBytes;
 use crypto::share::{self, PrivateKey};
+use crypto::{Sealed, SecretBytes};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::contract::{Fault, Hsm, Rung, Session};
 use crate::pool::lock;
-use crate::{HsmError, Info, KekId, MadeEpoch, NodeKeys, OpenError, canary, spki};
-
-const IV: usize = 12;
-const TAG: usize = 16;
+use crate::probe::Finding;
+use crate::software::{self, SoftKek};
+use crate::{HsmError, Info, KekId, MadeEpoch, NodeKeys, OpenError, spki};
 
 /// The token, opened.
 pub(crate) struct Token(Arc<Mutex<State>>);
@@ -34,7 +31,7 @@ struct State {
     file: file::Sealed,
     contents: Contents,
     nodes: HashMap<String, Arc<Node>>,
-    keks: HashMap<KekId, Arc<Aes256Gcm>>,
+    keks: HashMap<KekId, Arc<SoftKek>>,
 }
 
 /// What the file holds. Adding to it means a new format of the file.
@@ -80,12 +77,30 @@ impl Token {
             state.nodes.insert(name.clone(), Arc::new(node));
         }
         for (id, kek) in &state.contents.keks {
-            let cipher = Aes256Gcm::new_from_slice(&kek.0).map_err(|_| OpenError::Unusable {
+            let key = SecretBytes::from_zeroizing(kek.0.clone().into());
+            let kek = SoftKek::new(&key).map_err(|_| OpenError::Unusable {
                 what: format!("the KEK {} is cut", KekId(*id)),
             })?;
-            state.keks.insert(KekId(*id), Arc::new(cipher));
+            state.keks.insert(KekId(*id), Arc::new(kek));
         }
         Ok(Self(Arc::new(Mutex::new(state))))
+    }
+}
+
+impl Token {
+    /// What a person wants to know of it before it serves.
+    pub(crate) fn probe(&self, node: &str) -> Vec<Finding> {
+        let state = lock(&self.0);
+        let keys = if state.nodes.contains_key(node) {
+            format!("the keys of {node:?} are there")
+        } else {
+            format!("none of {node:?} yet: they are made at the first start")
+        };
+        vec![
+            Finding::good("PIN", "it opens the file"),
+            Finding::good("keys of the node", keys),
+            Finding::good("KEKs of epochs", format!("{} are in it", state.keks.len())),
+        ]
     }
 }
 
@@ -98,6 +113,7 @@ impl Hsm for Token {
             serial: hex::encode(state.contents.serial),
             model: "Strongroom embedded token".to_owned(),
             profile: "software; RSA-OAEP SHA-1 and SHA-256; AES-256-GCM".to_owned(),
+            accepted: BTreeSet::new(),
         }
     }
 
@@ -127,7 +143,7 @@ impl EmbeddedSession {
         lock(&self.0).nodes.get(name).cloned().ok_or(Fault::Final(HsmError::NoIdentity))
     }
 
-    fn kek(&self, kek: KekId) -> Result<Arc<Aes256Gcm>, Fault> {
+    fn kek(&self, kek: KekId) -> Result<Arc<SoftKek>, Fault> {
         let found = lock(&self.0).keks.get(&kek).cloned();
         found.ok_or(Fault::Final(HsmError::NoSuchKek(kek)))
     }
@@ -171,14 +187,7 @@ impl Session for EmbeddedSession {
     }
 
     fn make_epoch(&mut self, kek: KekId, recipients: &[Vec<u8>]) -> Result<MadeEpoch, Fault> {
-        let key = self.random(32)?;
-        let shares = recipients
-            .iter()
-            .map(|recipient| wrap_to(recipient, &key))
-            .collect::<Result<_, _>>()?;
-        let cipher = cipher(&key)?;
-        let canary = seal(&cipher, &canary::plaintext(), &canary::aad(kek))?;
-        Ok(MadeEpoch { shares, canary })
+        software::make_epoch(kek, &self.random(32)?, recipients)
     }
 
     fn accept_share(
@@ -189,16 +198,16 @@ impl Session for EmbeddedSession {
         canary: &[u8],
     ) -> Result<(), Fault> {
         if let Ok(held) = self.kek(kek) {
-            return check(&held, kek, canary);
+            return held.check(kek, canary);
         }
         let key = self.node(name)?.unwrap_share(share)?;
-        let cipher = cipher(&key)?;
-        check(&cipher, kek, canary)?;
+        let accepted = SoftKek::new(&key)?;
+        accepted.check(kek, canary)?;
         let mut state = lock(&self.0);
         state.change(|contents| {
             contents.keks.insert(kek.0, Kek(key.expose(<[u8]>::to_vec)));
         })?;
-        state.keks.insert(kek, Arc::new(cipher));
+        state.keks.insert(kek, Arc::new(accepted));
         Ok(())
     }
 
@@ -217,12 +226,12 @@ impl Session for EmbeddedSession {
         Ok(())
     }
 
-    fn wrap(&mut self, kek: KekId, key: &SecretBytes, aad: &[u8]) -> Result<Vec<u8>, Fault> {
-        seal(&*self.kek(kek)?, key, aad)
+    fn wrap(&mut self, kek: KekId, key: &SecretBytes, aad: &[u8]) -> Result<Sealed, Fault> {
+        self.kek(kek)?.seal(key, aad)
     }
 
-    fn unwrap(&mut self, kek: KekId, sealed: &[u8], aad: &[u8]) -> Result<SecretBytes, Fault> {
-        open(&*self.kek(kek)?, sealed, aad)
+    fn unwrap(&mut self, kek: KekId, sealed: &Sealed, aad: &[u8]) -> Result<SecretBytes, Fault> {
+        self.kek(kek)?.open(sealed, aad)
     }
 
     fn random(&mut self, length: usize) -> Result<SecretBytes, Fault> {
@@ -269,51 +278,6 @@ impl Node {
             HsmError::BadShare("it is not for the enrolment key of this slot".to_owned())
         })
     }
-}
-
-fn wrap_to(recipient: &[u8], key: &SecretBytes) -> Result<Vec<u8>, Fault> {
-    spki::rsa_parts(recipient)?;
-    share::wrap(recipient, key).map_err(|_| Fault::Final(HsmError::BadRecipient))
-}
-
-fn check(cipher: &Aes256Gcm, kek: KekId, canary: &[u8]) -> Result<(), Fault> {
-    match open(cipher, canary, &canary::aad(kek)) {
-        Ok(opened) if canary::is_right(&opened) => Ok(()),
-        _ => Err(Fault::Final(HsmError::BadShare("it does not open the canary".to_owned()))),
-    }
-}
-
-fn cipher(key: &SecretBytes) -> Result<Aes256Gcm, HsmError> {
-    key.expose(Aes256Gcm::new_from_slice)
-        .map_err(|_| HsmError::BadShare("it does not hold 32 bytes".to_owned()))
-}
-
-fn seal(cipher: &Aes256Gcm, key: &SecretBytes, aad: &[u8]) -> Result<Vec<u8>, Fault> {
-    let mut iv = [0; IV];
-    getrandom::fill(&mut iv).map_err(|error| Fault::Final(HsmError::Device(error.to_string())))?;
-    let mut sealed = Vec::with_capacity(IV + key.len() + TAG);
-    sealed.extend_from_slice(&iv);
-    key.expose(|key| sealed.extend_from_slice(key));
-    let tag = cipher
-        .encrypt_inout_detached((&iv).into(), aad, (&mut sealed[IV..]).into())
-        .map_err(|_| broken("AES-GCM"))?;
-    sealed.extend_from_slice(&tag);
-    Ok(sealed)
-}
-
-fn open(cipher: &Aes256Gcm, sealed: &[u8], aad: &[u8]) -> Result<SecretBytes, Fault> {
-    let suspect = || Fault::Suspect("AES-GCM refused the tag".to_owned());
-    let (iv, rest) = sealed.split_at_checked(IV).ok_or_else(suspect)?;
-    let length = rest.len().checked_sub(TAG).ok_or_else(suspect)?;
-    let (ciphertext, tag) = rest.split_at(length);
-    let iv: &[u8; IV] = iv.try_into().expect("split at its length");
-    let tag: &[u8; TAG] = tag.try_into().expect("split at its length");
-    SecretBytes::fill(length, |plaintext| {
-        plaintext.copy_from_slice(ciphertext);
-        cipher
-            .decrypt_inout_detached(iv.into(), aad, plaintext.into(), tag.into())
-            .map_err(|_| suspect())
-    })
 }
 
 fn broken(what: &str) -> Fault {

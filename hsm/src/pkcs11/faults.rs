@@ -13,12 +13,11 @@ pub(super) fn classify(error: &Error) -> Fault {
     match code {
         RvError::SessionHandleInvalid
         | RvError::SessionClosed
-        | RvError::SessionCount
         | RvError::OperationActive
         | RvError::OperationNotInitialized
-        | RvError::BufferTooSmall
-        | RvError::HostMemory
-        | RvError::DeviceMemory => Fault::Session(what),
+        | RvError::BufferTooSmall => Fault::Session(what),
+
+        RvError::SessionCount | RvError::HostMemory | RvError::DeviceMemory => Fault::Full(what),
 
         RvError::UserNotLoggedIn
         | RvError::ObjectHandleInvalid

@@ -4,52 +4,78 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crypto::share::{self, Hash};
-use crypto::{SecretBytes, sha256};
+use crypto::wrapped::Suite;
+use crypto::{Sealed, SecretBytes, sha256};
 use cryptoki::error::Error;
-use cryptoki::mechanism::aead::GcmParams;
-use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
-use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session as Raw;
-use cryptoki::types::Ulong;
-use zeroize::Zeroizing;
 
+use super::cipher::{self, oaep};
+use super::enforce;
 use super::faults::{classify, is_stale, suspect};
 use super::library::{Library, Pass};
-use super::templates::{self, Role};
+use super::memory::{self, SoftKeks};
+use super::profile::{DeviceProfile, Ivs, KekPlace, Kept, is_about_attributes};
+use super::templates::{self, Role, Stay};
 use crate::contract::{Fault, Session};
 use crate::pool::lock;
-use crate::{HsmError, KekId, MadeEpoch, NodeKeys, canary, spki};
+use crate::{Accept, HsmError, KekId, MadeEpoch, NodeKeys, canary, software, spki};
 
-const IV: usize = 12;
-const TAG: usize = 16;
-const TAG_BITS: u64 = 128;
+/// What the sessions of a token share.
+pub(super) struct Shared {
+    /// Finding and then making, by two threads at once, would make two.
+    making: Mutex<()>,
+    profile: Mutex<DeviceProfile>,
+    soft_keks: SoftKeks,
+}
+
+impl Shared {
+    pub(super) fn new(profile: DeviceProfile) -> Self {
+        let (making, soft_keks) = (Mutex::default(), Mutex::default());
+        Self { making, profile: Mutex::new(profile), soft_keks }
+    }
+
+    pub(super) fn profile(&self) -> DeviceProfile {
+        lock(&self.profile).clone()
+    }
+
+    pub(super) fn suite(&self) -> Suite {
+        lock(&self.profile).suite()
+    }
+
+    pub(super) fn forget_all(&self) {
+        lock(&self.soft_keks).clear();
+    }
+}
 
 pub(super) struct TokenSession {
     inner: Inner,
     library: Arc<Library>,
-    making: Arc<Mutex<()>>,
 }
 
 /// The session without its library, so that a pass to the library can be held beside it.
-struct Inner {
+pub(super) struct Inner {
     raw: Option<Raw>,
     epoch: u64,
+    shared: Arc<Shared>,
+    place: KekPlace,
     keks: HashMap<KekId, ObjectHandle>,
     signer: Option<(String, ObjectHandle)>,
 }
 
 impl TokenSession {
     /// Called with a pass to the library in hand.
-    pub(super) fn new(raw: Raw, library: Arc<Library>, making: Arc<Mutex<()>>) -> Self {
-        let epoch = library.epoch();
-        let inner = Inner { raw: Some(raw), epoch, keks: HashMap::new(), signer: None };
-        Self { inner, library, making }
+    pub(super) fn new(raw: Raw, library: Arc<Library>, shared: Arc<Shared>) -> Self {
+        let (epoch, place) = (library.epoch(), lock(&shared.profile).kek);
+        let (keks, signer) = (HashMap::new(), None);
+        let inner = Inner { raw: Some(raw), epoch, shared, place, keks, signer };
+        Self { inner, library }
     }
 
     /// A pass, if the session is of the module's present life: the number of an older one may name
     /// somebody else's session by now.
-    fn begin(&mut self) -> Result<(Pass<'_>, &mut Inner), Fault> {
+    pub(super) fn begin(&mut self) -> Result<(Pass<'_>, &mut Inner), Fault> {
         let pass = self.library.enter();
         if self.inner.epoch != self.library.epoch() {
             return Err(Fault::Session("the session is of an earlier life of the module".into()));
@@ -73,8 +99,8 @@ impl Drop for TokenSession {
 
 impl Session for TokenSession {
     fn node_keys(&mut self, name: &str) -> Result<NodeKeys, Fault> {
-        let making = Arc::clone(&self.making);
-        let _one = lock(&making);
+        let shared = Arc::clone(&self.inner.shared);
+        let _one = lock(&shared.making);
         let (_pass, session) = self.begin()?;
         for role in [Role::Enrolment, Role::Identity] {
             if session.find(ObjectClass::PRIVATE_KEY, role.id(name))?.is_none() {
@@ -101,18 +127,25 @@ impl Session for TokenSession {
     }
 
     fn make_epoch(&mut self, kek: KekId, recipients: &[Vec<u8>]) -> Result<MadeEpoch, Fault> {
+        if self.inner.place == KekPlace::Memory {
+            return software::make_epoch(kek, &self.random(32)?, recipients);
+        }
         let (_pass, session) = self.begin()?;
         let raw = session.raw();
-        let key = raw
-            .generate_key(&Mechanism::AesKeyGen, &templates::kek_made(kek))
-            .map_err(|error| classify(&error))?;
+        let template = templates::kek_made(kek, &session.shared.profile());
+        let key =
+            raw.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| classify(&error))?;
         let made = (|| {
             let shares = recipients
                 .iter()
-                .map(|recipient| session.wrap_to(recipient, key))
+                .map(|recipient| {
+                    let hash = Hash::Sha1;
+                    let wrapped = enforce::wrap_to(raw, hash, recipient, key)?;
+                    Ok::<_, Fault>(share::assemble(hash, &wrapped))
+                })
                 .collect::<Result<_, _>>()?;
             let canary = session.seal(key, &canary::plaintext(), &canary::aad(kek));
-            Ok(MadeEpoch { shares, canary: canary.map_err(|error| classify(&error))? })
+            Ok(MadeEpoch { shares, canary: canary.map_err(|error| classify(&error))?.to_bytes() })
         })();
         // It may leave, so it must not stay; if it can not be destroyed, the session takes it along.
         match raw.destroy_object(key) {
@@ -128,29 +161,38 @@ impl Session for TokenSession {
         share: &[u8],
         canary: &[u8],
     ) -> Result<(), Fault> {
-        let making = Arc::clone(&self.making);
-        let _one = lock(&making);
+        let shared = Arc::clone(&self.inner.shared);
+        let _one = lock(&shared.making);
         let (_pass, session) = self.begin()?;
+        if session.place == KekPlace::Memory {
+            return memory::accept(session, name, kek, share, canary);
+        }
         if let Some(held) = session.find(ObjectClass::SECRET_KEY, kek.0.to_vec())? {
             return session.check_canary(held, kek, canary);
         }
-        let (hash, ciphertext) = share::parse(share).map_err(|error| bad_share(&error))?;
         // First for a trial, so that a KEK that is not the right one never becomes a token object.
-        let trial = session.unwrap_share(name, kek, hash, ciphertext, false)?;
+        let trial = session.unwrap_share(name, kek, share, Stay::Session)?;
         let checked = session.check_canary(trial, kek, canary);
         session.raw().destroy_object(trial).map_err(|error| classify(&error))?;
         checked?;
-        session.unwrap_share(name, kek, hash, ciphertext, true)?;
+        session.unwrap_share(name, kek, share, Stay::Token)?;
         session.kek(kek).map(drop)
     }
 
     fn holds(&mut self, kek: KekId) -> Result<bool, Fault> {
         let (_pass, session) = self.begin()?;
-        Ok(session.find(ObjectClass::SECRET_KEY, kek.0.to_vec())?.is_some())
+        let found = match session.place {
+            KekPlace::Device(_) => session.find(ObjectClass::SECRET_KEY, kek.0.to_vec())?,
+            KekPlace::Memory => memory::find(session, kek)?,
+        };
+        Ok(found.is_some())
     }
 
     fn forget(&mut self, kek: KekId) -> Result<(), Fault> {
         let (_pass, session) = self.begin()?;
+        if session.place == KekPlace::Memory {
+            return memory::forget(session, kek);
+        }
         session.keks.remove(&kek);
         match session.find(ObjectClass::SECRET_KEY, kek.0.to_vec())? {
             Some(key) => session.raw().destroy_object(key).map_err(|error| classify(&error)),
@@ -158,22 +200,36 @@ impl Session for TokenSession {
         }
     }
 
-    fn wrap(&mut self, kek: KekId, key: &SecretBytes, aad: &[u8]) -> Result<Vec<u8>, Fault> {
+    fn wrap(&mut self, kek: KekId, key: &SecretBytes, aad: &[u8]) -> Result<Sealed, Fault> {
         let (_pass, session) = self.begin()?;
+        if session.place == KekPlace::Memory {
+            return memory::kek(session, kek)?.seal(key, aad);
+        }
         session
             .with_kek(kek, |session, kek| session.seal(kek, key, aad))?
             .map_err(|error| classify(&error))
     }
 
-    fn unwrap(&mut self, kek: KekId, sealed: &[u8], aad: &[u8]) -> Result<SecretBytes, Fault> {
+    fn unwrap(&mut self, kek: KekId, sealed: &Sealed, aad: &[u8]) -> Result<SecretBytes, Fault> {
         // SoftHSM accepts an empty IV: lengths are checked here.
-        if sealed.len() < IV + TAG {
+        if !matches!(sealed.iv.len(), 12 | 16) || sealed.ciphertext.len() < cipher::TAG {
             return Err(Fault::Suspect("the blob is too short".to_owned()));
         }
         let (_pass, session) = self.begin()?;
+        if session.place == KekPlace::Memory {
+            return memory::kek(session, kek)?.open(sealed, aad);
+        }
         session
-            .with_kek(kek, |session, kek| session.open(kek, sealed, aad))?
+            .with_kek(kek, |session, kek| cipher::open(session.raw(), kek, sealed, aad))?
             .map_err(|error| suspect(&error))
+    }
+
+    fn refresh(&mut self, kek: KekId) -> Result<(), Fault> {
+        let (_pass, session) = self.begin()?;
+        match session.place {
+            KekPlace::Device(_) => Ok(()),
+            KekPlace::Memory => memory::load(session, kek).map(drop),
+        }
     }
 
     fn random(&mut self, length: usize) -> Result<SecretBytes, Fault> {
@@ -189,16 +245,21 @@ impl Session for TokenSession {
 }
 
 impl Inner {
-    fn raw(&self) -> &Raw {
+    pub(super) fn raw(&self) -> &Raw {
         self.raw.as_ref().expect("taken only when the session is dropped")
     }
 
-    /// Asks the device. Two objects of one name are nobody's idea of a key.
+    pub(super) fn soft_keks(&self) -> &SoftKeks {
+        &self.shared.soft_keks
+    }
+
     fn find(&self, class: ObjectClass, id: Vec<u8>) -> Result<Option<ObjectHandle>, Fault> {
-        let found = self
-            .raw()
-            .find_objects(&templates::search(class, id))
-            .map_err(|error| classify(&error))?;
+        self.find_one(&templates::search(class, id))
+    }
+
+    /// Asks the device. Two objects of one name are nobody's idea of a key.
+    pub(super) fn find_one(&self, template: &[Attribute]) -> Result<Option<ObjectHandle>, Fault> {
+        let found = self.raw().find_objects(template).map_err(|error| classify(&error))?;
         match found[..] {
             [] => Ok(None),
             [one] => Ok(Some(one)),
@@ -216,7 +277,7 @@ impl Inner {
         let handle = self
             .find(ObjectClass::SECRET_KEY, kek.0.to_vec())?
             .ok_or(Fault::Missing(HsmError::NoSuchKek(kek)))?;
-        self.expect(handle, "the KEK", &templates::kek_expected())?;
+        self.expect(handle, "the KEK", &templates::kek_expected(&self.shared.profile()))?;
         self.keks.insert(kek, handle);
         Ok(handle)
     }
@@ -249,7 +310,7 @@ impl Inner {
         }
     }
 
-    fn private(&self, role: Role, name: &str) -> Result<ObjectHandle, Fault> {
+    pub(super) fn private(&self, role: Role, name: &str) -> Result<ObjectHandle, Fault> {
         self.find(ObjectClass::PRIVATE_KEY, role.id(name))?
             .ok_or(Fault::Missing(HsmError::NoIdentity))
     }
@@ -257,10 +318,7 @@ impl Inner {
     fn make(&self, role: Role, name: &str) -> Result<(), Fault> {
         let raw = self.raw();
         let made = match role {
-            Role::Enrolment => templates::with_enrolment_private(name, |private| {
-                let public = templates::enrolment_public(name);
-                raw.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, private)
-            }),
+            Role::Enrolment => return self.make_enrolment(name, Stay::Token).map(drop),
             Role::Identity => raw.generate_key_pair(
                 &Mechanism::EccKeyPairGen,
                 &templates::identity_public(name),
@@ -270,12 +328,41 @@ impl Inner {
         made.map(drop).map_err(|error| classify(&error))
     }
 
-    fn check(&self, role: Role, name: &str) -> Result<(), Fault> {
+    /// With `CKA_UNWRAP_TEMPLATE`; without it only on a device that does not know it, if that was
+    /// accepted.
+    pub(super) fn make_enrolment(
+        &self,
+        name: &str,
+        stay: Stay,
+    ) -> Result<(ObjectHandle, ObjectHandle), Fault> {
+        let generate = |profile: &DeviceProfile| {
+            templates::with_enrolment_private(name, stay, profile, |private| {
+                let public = templates::enrolment_public(name, stay);
+                self.raw().generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, private)
+            })
+        };
+        let made = generate(&self.shared.profile());
+        match made {
+            Err(Error::Pkcs11(code, _)) if is_about_attributes(code) => {
+                let mut profile = lock(&self.shared.profile);
+                if profile.kek != KekPlace::Memory {
+                    profile.unwrap_template = Kept::Unknown;
+                    let what = format!("it does not know CKA_UNWRAP_TEMPLATE ({code:?})");
+                    profile.found(Accept::UnenforcedTemplates, &what)?;
+                }
+                generate(&profile)
+            }
+            made => made,
+        }
+        .map_err(|error| classify(&error))
+    }
+
+    pub(super) fn check(&self, role: Role, name: &str) -> Result<(), Fault> {
         let what = match role {
             Role::Enrolment => "the enrolment key",
             Role::Identity => "the identity key",
         };
-        self.expect(self.private(role, name)?, what, &role.expected())
+        self.expect(self.private(role, name)?, what, &role.expected(self.place))
     }
 
     /// Reads attributes back: what was asked for is not always what was made.
@@ -290,7 +377,7 @@ impl Inner {
         }
     }
 
-    fn public_keys(&self, name: &str) -> Result<NodeKeys, Fault> {
+    pub(super) fn public_keys(&self, name: &str) -> Result<NodeKeys, Fault> {
         let half = || Fault::Final(HsmError::Refused("a key pair has no public half".to_owned()));
         let read = |role: Role, kinds: &[AttributeType]| {
             let key = self.find(ObjectClass::PUBLIC_KEY, role.id(name))?.ok_or_else(half)?;
@@ -316,70 +403,39 @@ impl Inner {
         Ok(NodeKeys { enrolment_spki, identity_spki })
     }
 
-    /// Tries the attacks that the templates have to stop, with a key that protects nothing.
-    fn check_enforcement(&self, name: &str, enrolment_spki: &[u8]) -> Result<(), Fault> {
-        let raw = self.raw();
-        let refused = |what: &str| Fault::Final(HsmError::Refused(what.to_owned()));
-        let key = raw
-            .generate_key(&Mechanism::AesKeyGen, &templates::throwaway())
-            .map_err(|error| classify(&error))?;
-        let share = self.wrap_to(enrolment_spki, key);
-        raw.destroy_object(key).map_err(|error| classify(&error))?;
-        let share = share?;
-        let (_, ciphertext) = share::parse(&share).map_err(|error| bad_share(&error))?;
+    /// What is found out is kept: later calls go by it.
+    pub(super) fn check_enforcement(&self, name: &str, enrolment_spki: &[u8]) -> Result<(), Fault> {
         let private = self.private(Role::Enrolment, name)?;
-
-        if raw.decrypt(&oaep(Hash::Sha1), private, ciphertext).is_ok() {
-            return Err(refused("its enrolment key decrypts, which was forbidden"));
-        }
-        let readable =
-            raw.unwrap_key(&oaep(Hash::Sha1), private, ciphertext, &templates::readable());
-        if let Ok(leaked) = readable {
-            let _ = raw.destroy_object(leaked);
-            return Err(refused(
-                "its enrolment key unwraps to readable keys: no CKA_UNWRAP_TEMPLATE",
-            ));
-        }
-        // And the one use that was allowed has to work, or the two refusals say nothing.
-        let trial = KekId(*b"strongroom trial");
-        let template = templates::kek_accepted(trial, false);
-        let good = raw
-            .unwrap_key(&oaep(Hash::Sha1), private, ciphertext, &template)
-            .map_err(|error| classify(&error))?;
-        let onward = self.wrap_to(enrolment_spki, good);
-        raw.destroy_object(good).map_err(|error| classify(&error))?;
-        match onward {
-            Ok(_) => Err(refused("it wraps a key that is not extractable")),
-            Err(_) => Ok(()),
-        }
+        let mut profile = self.profile();
+        enforce::check(self.raw(), &mut profile, enrolment_spki, private)?;
+        self.keep(profile);
+        Ok(())
     }
 
-    fn wrap_to(&self, recipient: &[u8], key: ObjectHandle) -> Result<Vec<u8>, Fault> {
-        let (modulus, exponent) = spki::rsa_parts(recipient)?;
-        let raw = self.raw();
-        let public = raw
-            .create_object(&templates::recipient(modulus, exponent))
-            .map_err(|error| classify(&error))?;
-        let wrapped = raw.wrap_key(&oaep(Hash::Sha1), public, key);
-        let _ = raw.destroy_object(public);
-        let wrapped = wrapped.map_err(|error| classify(&error))?;
-        Ok(share::assemble(Hash::Sha1, &wrapped))
+    pub(super) fn profile(&self) -> DeviceProfile {
+        self.shared.profile()
+    }
+
+    pub(super) fn keep(&self, profile: DeviceProfile) {
+        *lock(&self.shared.profile) = profile;
     }
 
     fn unwrap_share(
         &self,
         name: &str,
         kek: KekId,
-        hash: Hash,
-        ciphertext: &[u8],
-        token: bool,
+        share: &[u8],
+        stay: Stay,
     ) -> Result<ObjectHandle, Fault> {
+        let bad = |what: String| Fault::Final(HsmError::BadShare(what));
+        let (hash, ciphertext) = share::parse(share).map_err(|error| bad(error.to_string()))?;
         let private = self.private(Role::Enrolment, name)?;
-        let template = templates::kek_accepted(kek, token);
+        let profile = self.profile();
+        let template = templates::kek_accepted(kek, stay, &profile, profile.unwrap);
         // A bad share and a bad device have the same codes; the enrolment key was found just now.
         self.raw().unwrap_key(&oaep(hash), private, ciphertext, &template).map_err(|error| {
             match suspect(&error) {
-                Fault::Suspect(what) => Fault::Final(HsmError::BadShare(what)),
+                Fault::Suspect(what) => bad(what),
                 other => other,
             }
         })
@@ -387,10 +443,8 @@ impl Inner {
 
     fn check_canary(&self, key: ObjectHandle, kek: KekId, canary: &[u8]) -> Result<(), Fault> {
         let bad = || Fault::Final(HsmError::BadShare("it does not open the canary".to_owned()));
-        if canary.len() < IV + TAG {
-            return Err(bad());
-        }
-        match self.open(key, canary, &canary::aad(kek)) {
+        let canary = canary::parse(canary).ok_or_else(bad)?;
+        match cipher::open(self.raw(), key, &canary, &canary::aad(kek)) {
             Ok(opened) if canary::is_right(&opened) => Ok(()),
             Ok(_) => Err(bad()),
             Err(error) => match suspect(&error) {
@@ -400,38 +454,11 @@ impl Inner {
         }
     }
 
-    fn seal(&self, kek: ObjectHandle, key: &SecretBytes, aad: &[u8]) -> Result<Vec<u8>, Error> {
-        let mut iv = [0; IV];
-        self.raw().generate_random_slice(&mut iv)?;
-        let ciphertext = {
-            let mechanism = Mechanism::AesGcm(GcmParams::new(&mut iv, aad, tag_bits())?);
-            key.expose(|key| self.raw().encrypt(&mechanism, kek, key))?
+    fn seal(&self, kek: ObjectHandle, key: &SecretBytes, aad: &[u8]) -> Result<Sealed, Error> {
+        let ivs = match self.place {
+            KekPlace::Device(ivs) => ivs,
+            KekPlace::Memory => Ivs::Given,
         };
-        // After the call: a device may have put an IV of its own there.
-        Ok([&iv[..], &ciphertext].concat())
+        key.expose(|key| cipher::seal(self.raw(), ivs, kek, key, aad))
     }
-
-    fn open(&self, kek: ObjectHandle, sealed: &[u8], aad: &[u8]) -> Result<SecretBytes, Error> {
-        let (iv, ciphertext) = sealed.split_at(IV);
-        let mut iv: [u8; IV] = iv.try_into().expect("split at its length");
-        let mechanism = Mechanism::AesGcm(GcmParams::new(&mut iv, aad, tag_bits())?);
-        let plaintext = self.raw().decrypt(&mechanism, kek, ciphertext)?;
-        Ok(SecretBytes::from_zeroizing(Zeroizing::new(plaintext)))
-    }
-}
-
-fn bad_share(error: &crypto::CryptoError) -> HsmError {
-    HsmError::BadShare(error.to_string())
-}
-
-fn tag_bits() -> Ulong {
-    Ulong::from(TAG_BITS)
-}
-
-fn oaep(hash: Hash) -> Mechanism<'static> {
-    let (hash, mgf) = match hash {
-        Hash::Sha1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
-        Hash::Sha256 => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),
-    };
-    PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty()).into()
 }

@@ -1,7 +1,7 @@
 //! The attribute templates. They are the security: with looser ones the KEK was read out in three
 //! ways (an enrolment key that decrypts, an unwrap that asks for a readable key, a KEK that wraps).
 //!
-//! `CKA_MODIFIABLE` is left out when unwrapping, because SoftHSM 2.6 refuses it there.
+//! What a device does not know is left out, where that was accepted (`profile.rs`).
 
 use std::ffi::c_ulong;
 
@@ -10,6 +10,7 @@ use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::types::Ulong;
 
+use super::profile::{DeviceProfile, KekPlace, Kept, UnwrapForm};
 use crate::KekId;
 
 /// secp256r1
@@ -50,7 +51,8 @@ impl Role {
     }
 
     /// What the device has to say about the private key before it is trusted.
-    pub(super) fn expected(self) -> Vec<Attribute> {
+    pub(super) fn expected(self, kek: KekPlace) -> Vec<Attribute> {
+        let unseals = self == Self::Enrolment && kek == KekPlace::Memory;
         let mut expected = vec![
             Attribute::Private(true),
             Attribute::Sensitive(true),
@@ -58,20 +60,27 @@ impl Role {
             Attribute::Extractable(false),
             Attribute::NeverExtractable(true),
             Attribute::Local(true),
-            Attribute::Decrypt(false),
+            Attribute::Decrypt(unseals),
             Attribute::Derive(false),
         ];
         expected.extend(match self {
-            Self::Enrolment => [Attribute::Unwrap(true), Attribute::Sign(false)],
+            Self::Enrolment => [Attribute::Unwrap(!unseals), Attribute::Sign(false)],
             Self::Identity => [Attribute::Unwrap(false), Attribute::Sign(true)],
         });
         expected
     }
 }
 
-pub(super) fn enrolment_public(name: &str) -> Vec<Attribute> {
+/// Whether a key stays, or goes with the session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stay {
+    Token,
+    Session,
+}
+
+pub(super) fn enrolment_public(name: &str, stay: Stay) -> Vec<Attribute> {
     let mut template = vec![
-        Attribute::Token(true),
+        Attribute::Token(stay == Stay::Token),
         Attribute::Private(false),
         Attribute::ModulusBits(Ulong::new(3072)),
         Attribute::PublicExponent(vec![1, 0, 1]),
@@ -86,7 +95,12 @@ pub(super) fn enrolment_public(name: &str) -> Vec<Attribute> {
 
 /// Hands the template of the enrolment private key to `make`. The unwrap template inside it points
 /// into this frame, which is why it is lent and not given.
-pub(super) fn with_enrolment_private<T>(name: &str, make: impl FnOnce(&[Attribute]) -> T) -> T {
+pub(super) fn with_enrolment_private<T>(
+    name: &str,
+    stay: Stay,
+    profile: &DeviceProfile,
+    make: impl FnOnce(&[Attribute]) -> T,
+) -> T {
     let numbers: [c_ulong; 2] = [CKO_SECRET_KEY, CKK_AES];
     let truths: [u8; 2] = [0, 1];
     let [no, yes] = [&truths[0], &truths[1]];
@@ -105,21 +119,26 @@ pub(super) fn with_enrolment_private<T>(name: &str, make: impl FnOnce(&[Attribut
         push(kind, address(truth), 1);
     }
     let kind = AttributeType::VendorDefined(CKA_UNWRAP_TEMPLATE);
+    let unseals = profile.kek == KekPlace::Memory;
     let mut template = vec![
-        Attribute::Token(true),
+        Attribute::Token(stay == Stay::Token),
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
-        Attribute::Unwrap(true),
-        Attribute::Decrypt(false),
+        Attribute::Unwrap(!unseals),
+        Attribute::Decrypt(unseals),
         Attribute::Sign(false),
         Attribute::SignRecover(false),
         Attribute::Derive(false),
         Attribute::Modifiable(false),
         Attribute::Copyable(false),
-        Attribute::AllowedMechanisms(vec![MechanismType::RSA_PKCS_OAEP]),
-        Attribute::VendorDefined((kind, raw)),
     ];
+    if profile.limits_mechanisms() {
+        template.push(Attribute::AllowedMechanisms(vec![MechanismType::RSA_PKCS_OAEP]));
+    }
+    if !unseals && profile.unwrap_template != Kept::Unknown {
+        template.push(Attribute::VendorDefined((kind, raw)));
+    }
     template.extend(Role::Enrolment.name_of(name));
     make(&template)
 }
@@ -158,8 +177,8 @@ pub(super) fn identity_private(name: &str) -> Vec<Attribute> {
 }
 
 /// A KEK during the ceremony: it may leave, and it is gone with the session.
-pub(super) fn kek_made(kek: KekId) -> Vec<Attribute> {
-    let mut template = kek_common(kek);
+pub(super) fn kek_made(kek: KekId, profile: &DeviceProfile) -> Vec<Attribute> {
+    let mut template = kek_common(kek, profile.limits_mechanisms());
     template.extend([
         Attribute::ValueLen(Ulong::new(32)),
         Attribute::Token(false),
@@ -171,21 +190,33 @@ pub(super) fn kek_made(kek: KekId) -> Vec<Attribute> {
 }
 
 /// A KEK that was accepted; as a session object first, to try the canary.
-pub(super) fn kek_accepted(kek: KekId, token: bool) -> Vec<Attribute> {
-    let mut template = kek_common(kek);
+pub(super) fn kek_accepted(
+    kek: KekId,
+    stay: Stay,
+    profile: &DeviceProfile,
+    form: UnwrapForm,
+) -> Vec<Attribute> {
+    let mut template = kek_common(kek, profile.limits_mechanisms());
     template.extend([
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
-        Attribute::Token(token),
+        Attribute::Token(stay == Stay::Token),
         Attribute::Extractable(false),
     ]);
+    if form.value_len {
+        template.push(Attribute::ValueLen(Ulong::new(32)));
+    }
+    if form.modifiable {
+        // Last: SoftHSM refuses whatever stands behind it.
+        template.push(Attribute::Modifiable(false));
+    }
     template
 }
 
-fn kek_common(kek: KekId) -> Vec<Attribute> {
-    vec![
+fn kek_common(kek: KekId, limited: bool) -> Vec<Attribute> {
+    let mut template = vec![
         Attribute::Id(kek.0.to_vec()),
-        Attribute::Label(format!("strongroom/kek/{kek}").into_bytes()),
+        Attribute::Label(kek_label(kek)),
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Encrypt(true),
@@ -195,21 +226,64 @@ fn kek_common(kek: KekId) -> Vec<Attribute> {
         Attribute::Derive(false),
         Attribute::Sign(false),
         Attribute::Verify(false),
-        Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]),
-    ]
+    ];
+    if limited {
+        template.push(Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]));
+    }
+    template
+}
+
+/// What the labels of KEKs begin with.
+pub(super) const KEK_LABEL: &[u8] = b"strongroom/kek/";
+
+fn kek_label(kek: KekId) -> Vec<u8> {
+    [KEK_LABEL, kek.to_string().as_bytes()].concat()
 }
 
 /// What the device has to say about a KEK before it is used.
-pub(super) fn kek_expected() -> Vec<Attribute> {
-    vec![
+pub(super) fn kek_expected(profile: &DeviceProfile) -> Vec<Attribute> {
+    let mut expected = vec![
         Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
         Attribute::Wrap(false),
         Attribute::Unwrap(false),
         Attribute::Derive(false),
-        Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]),
+    ];
+    if profile.limits_mechanisms() {
+        expected.push(Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]));
+    }
+    expected
+}
+
+/// A KEK of a device without AES-GCM: its share for the enrolment key of `node`, which decrypts it.
+pub(super) fn kek_sealed(kek: KekId, node: &str, share: Vec<u8>) -> Vec<Attribute> {
+    let mut template = kek_sealed_search(kek);
+    template.extend([
+        Attribute::Private(true),
+        Attribute::Application(node.as_bytes().to_vec()),
+        Attribute::Value(share),
+    ]);
+    template
+}
+
+pub(super) fn kek_sealed_search(kek: KekId) -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::DATA),
+        Attribute::Token(true),
+        Attribute::Label(kek_label(kek)),
     ]
+}
+
+/// A key for trying what AES-GCM is like on the device; it protects nothing.
+pub(super) fn trial(limited: bool) -> Vec<Attribute> {
+    let mut template = kek_common(KekId(*b"strongroom trial"), limited);
+    template.extend([
+        Attribute::ValueLen(Ulong::new(32)),
+        Attribute::Token(false),
+        Attribute::Extractable(false),
+    ]);
+    template
 }
 
 /// A key for trying whether the device enforces what it was told; it protects nothing.

@@ -1,6 +1,6 @@
 //! What every kind of token keeps to.
 
-use crypto::SecretBytes;
+use crypto::{Sealed, SecretBytes};
 use hsm::{Health, HsmError, KekId, OpenError, Slot};
 
 use super::support::{KEK, Place, Result, becomes, epoch, verifies};
@@ -60,11 +60,11 @@ async fn a_kek_travels_and_opens_what_the_other_wrapped(ours: &Slot, theirs: &Sl
     ours.accept_share(KEK, made.shares[0].clone(), made.canary.clone()).await?;
 
     let sealed = ours.wrap(KEK, secret(b"a data key"), b"its place".to_vec()).await?;
-    assert_eq!(sealed.len(), 12 + 10 + 16);
+    assert_eq!(sealed.ciphertext.len(), 10 + 16);
     let opened = theirs.unwrap(KEK, sealed.clone(), b"its place".to_vec()).await?;
     opened.expose(|key| assert_eq!(key, b"a data key"));
     let again = ours.wrap(KEK, secret(b"a data key"), b"its place".to_vec()).await?;
-    assert_ne!(again[..12], sealed[..12], "every wrap has its own IV");
+    assert_ne!(again.iv, sealed.iv, "every wrap has its own IV");
 
     let mut made = Vec::new();
     for _ in 0..2 {
@@ -78,14 +78,28 @@ async fn a_kek_travels_and_opens_what_the_other_wrapped(ours: &Slot, theirs: &Sl
 
 async fn a_bad_blob_is_told_from_a_bad_device(slot: &Slot) -> Result {
     let sealed = slot.wrap(KEK, secret(b"key"), b"aad".to_vec()).await?;
-    let mut bad = vec![sealed[..20].to_vec(), Vec::new(), [&sealed[..], b"x"].concat()];
-    for byte in [0, 12, sealed.len() - 1] {
-        bad.push(sealed.clone());
-        bad.last_mut().unwrap()[byte] ^= 1;
-    }
-    for blob in bad {
+    let Sealed { iv, ciphertext } = sealed.clone();
+    let with = |iv: &[u8], ciphertext: &[u8]| {
+        let (iv, ciphertext) = (iv.to_vec(), ciphertext.to_vec());
+        Sealed { iv, ciphertext }
+    };
+    let changed = |bytes: &[u8], at: usize| {
+        let mut bytes = bytes.to_vec();
+        bytes[at] ^= 1;
+        bytes
+    };
+    for blob in [
+        with(&iv, &ciphertext[..8]),
+        with(&iv, &[]),
+        with(&[], &ciphertext),
+        with(&iv[..11], &ciphertext),
+        with(&iv, &[&ciphertext[..], b"x"].concat()),
+        with(&changed(&iv, 0), &ciphertext),
+        with(&iv, &changed(&ciphertext, 0)),
+        with(&iv, &changed(&ciphertext, ciphertext.len() - 1)),
+    ] {
         let opened = slot.unwrap(KEK, blob.clone(), b"aad".to_vec()).await;
-        assert_eq!(opened.map(drop), Err(HsmError::Integrity), "{}", blob.len());
+        assert_eq!(opened.map(drop), Err(HsmError::Integrity), "{blob:?}");
     }
     let moved = slot.unwrap(KEK, sealed.clone(), b"other".to_vec()).await;
     assert_eq!(moved.map(drop), Err(HsmError::Integrity));

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use crypto::Sealed;
 use hsm::{OpenError, Slot};
 
 use super::contract;
@@ -84,7 +85,7 @@ async fn the_formats_do_not_change() -> Result {
     let slot = Place::Embedded(path).open();
     slot.node_keys("one").await?;
     for _ in 0..2 {
-        let sealed = hex::decode(SEALED)?;
+        let sealed = Sealed::of_length(10, &hex::decode(SEALED)?).expect("a blob");
         let opened = slot.unwrap(KEK, sealed, b"its place".to_vec()).await?;
         opened.expose(|key| assert_eq!(key, b"a data key"));
         // Once more, from the share.

@@ -4,7 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
-use hsm::{Health, HsmError, KekId, MadeEpoch, OpenError, Options, Slot, TokenConfig};
+use hsm::{
+    Accept, Health, HsmError, KekId, MadeEpoch, OpenError, Options, PinSource, Pkcs11Config, Slot,
+    TokenConfig,
+};
+
+use super::child;
 
 pub(crate) const PIN: &str = "correct horse";
 pub(crate) const KEK: KekId = KekId([0xa5; 16]);
@@ -15,7 +20,11 @@ pub(crate) type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Re
 #[derive(Clone)]
 pub(crate) enum Place {
     Embedded(PathBuf),
-    SoftHsm { label: String },
+    /// Of the module that this process was started for.
+    Token {
+        label: String,
+        accept: Vec<Accept>,
+    },
 }
 
 impl Place {
@@ -24,12 +33,17 @@ impl Place {
             Self::Embedded(path) => {
                 TokenConfig::Embedded { path: path.clone(), pin: pin.to_owned().into() }
             }
-            Self::SoftHsm { label } => TokenConfig::Pkcs11 {
-                module: PathBuf::from(super::softhsm::MODULE),
-                token_label: label.clone(),
-                serial: None,
-                pin: pin.to_owned().into(),
-            },
+            Self::Token { label, accept } => {
+                let pin_file = child::folder().join(format!("{label} {pin}"));
+                std::fs::write(&pin_file, format!("{pin}\n")).expect("written");
+                TokenConfig::Pkcs11(Pkcs11Config {
+                    module: child::module(),
+                    token_label: label.clone(),
+                    serial: None,
+                    pin: PinSource::File(pin_file),
+                    accept: accept.iter().copied().collect(),
+                })
+            }
         }
     }
 
@@ -44,6 +58,14 @@ impl Place {
 
 pub(crate) fn options() -> Options {
     Options { workers: 2, deadline: Duration::from_secs(20), ..Options::default() }
+}
+
+pub(crate) fn token(label: &str) -> Place {
+    token_accepting(label, &[])
+}
+
+pub(crate) fn token_accepting(label: &str, accept: &[Accept]) -> Place {
+    Place::Token { label: label.to_owned(), accept: accept.to_vec() }
 }
 
 pub(crate) fn embedded(directory: &Path, name: &str) -> Place {

@@ -139,6 +139,20 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// `true` or `false`, the latter where it is left out.
+    pub(super) fn flag(&mut self, section: &mut Section<'a>, key: &'static str) -> bool {
+        section.asked.insert(key);
+        let Some(value) = section.table.as_ref().and_then(|table| table.get(key)) else {
+            return false;
+        };
+        if let DeValue::Boolean(flag) = value.get_ref() {
+            return *flag;
+        }
+        let (line, path) = (self.line_of(value.span().start), section.path(key));
+        self.wrong(line, format!("{path} must be true or false"));
+        false
+    }
+
     /// Strings, at least one of them.
     pub(super) fn list<T>(
         &mut self,

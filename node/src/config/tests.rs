@@ -118,6 +118,36 @@ fn what_only_together_is_wrong() {
 }
 
 #[test]
+fn what_a_token_is_accepted_with_is_named() {
+    let with = |text: &str| GOOD.replace("pin_file = \"/d/pin\"", text);
+    let token = |text: &str| Config::parse(&with(text), Path::new("f")).unwrap().hsm.token;
+    let Token::Pkcs11 { pin, accept, .. } = token("pin_file = \"/d/pin\"") else {
+        panic!("another kind")
+    };
+    assert_eq!((pin, accept.len()), (PinSource::File("/d/pin".into()), 0));
+    let text = "protected_authentication = true\naccept = [\"kek-in-memory\"]";
+    let Token::Pkcs11 { pin, accept, .. } = token(text) else { panic!("another kind") };
+    assert_eq!((pin, accept), (PinSource::Protected, [Accept::KekInMemory].into()));
+    for (text, expected) in [
+        ("", "hsm.pin_file is missing"),
+        ("protected_authentication = false", "hsm.pin_file is missing"),
+        ("protected_authentication = 1", "must be true or false"),
+        ("protected_authentication = true\npin_file = \"/p\"", "typed at the device"),
+        ("pin_file = \"/p\"\naccept = []", "expected a list of one or more strings"),
+        (
+            "pin_file = \"/p\"\naccept = [\"all\"]",
+            "\"all\" is nothing that can be accepted; there are unenforced-templates, kek-in-memory",
+        ),
+    ] {
+        let reasons = reasons(&with(text));
+        assert!(
+            reasons.iter().any(|(_, reason)| reason.contains(expected)),
+            "{expected}: {reasons:?}"
+        );
+    }
+}
+
+#[test]
 fn backups_are_configured_whole_or_not_at_all() {
     let key = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
     let section = |rest: &str| format!("{GOOD}[backup]\ninterval = \"6h\"\n{rest}");
