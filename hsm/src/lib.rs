@@ -34,7 +34,7 @@ pub use accept::Accept;
 pub use error::{HsmError, OpenError};
 pub use pin::{PinSource, read as read_pin};
 pub use probe::{Finding, Report, Verdict, probe};
-pub use slot::Slot;
+pub use slot::{Rewrap, Slot};
 
 /// Whether a KEK can be wrapped to this `SubjectPublicKeyInfo`, by any kind of slot.
 pub fn check_recipient(spki: &[u8]) -> Result<(), HsmError> {

@@ -23,6 +23,15 @@ pub struct Slot {
     pool: Arc<Owner>,
 }
 
+/// A wrapped key that is to be moved to another KEK, and what it is bound to before and after.
+#[derive(Clone, Debug)]
+pub struct Rewrap {
+    /// As [`Slot::unwrap`] takes it.
+    pub sealed: Sealed,
+    pub aad: Vec<u8>,
+    pub aad_after: Vec<u8>,
+}
+
 /// Closes the pool when the last slot goes; the worker threads hold only the pool.
 struct Owner(Arc<Pool>);
 
@@ -166,6 +175,33 @@ impl Slot {
         let pool = Arc::clone(&self.pool.0);
         self.call("unwrap", move |session| {
             session.unwrap(kek, &sealed, &aad).map_err(|fault| pool.sure(session, kek, fault))
+        })
+        .await
+    }
+
+    /// Unwraps blobs under one KEK and wraps them under another, all in one call: the key bytes never
+    /// leave the worker. `None` stands for a blob that is bad, as [`HsmError::Integrity`] would say.
+    pub async fn rewrap(
+        &self,
+        from: KekId,
+        to: KekId,
+        blobs: Vec<Rewrap>,
+    ) -> Result<Vec<Option<Sealed>>, HsmError> {
+        let pool = Arc::clone(&self.pool.0);
+        self.call("rewrap", move |session| {
+            let mut moved = Vec::with_capacity(blobs.len());
+            for Rewrap { sealed, aad, aad_after } in &blobs {
+                let unwrapped = session.unwrap(from, sealed, aad);
+                match unwrapped.map_err(|fault| pool.sure(session, from, fault)) {
+                    Ok(key) => {
+                        let wrapped = session.wrap(to, &key, aad_after);
+                        moved.push(Some(wrapped.map_err(|fault| pool.sure(session, to, fault))?));
+                    }
+                    Err(Fault::Final(HsmError::Integrity)) => moved.push(None),
+                    Err(fault) => return Err(fault),
+                }
+            }
+            Ok(moved)
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! What every kind of token keeps to.
 
 use crypto::{Sealed, SecretBytes};
-use hsm::{Health, HsmError, KekId, OpenError, Slot};
+use hsm::{Health, HsmError, KekId, OpenError, Rewrap, Slot};
 
 use super::support::{KEK, Place, Result, becomes, epoch, verifies};
 
@@ -15,6 +15,7 @@ pub(crate) async fn is_kept_by(first: &Place, second: &Place) -> Result {
     a_recipient_that_is_no_enrolment_key_is_refused(&ours).await?;
     many_calls_at_once_are_all_answered(&ours).await?;
     the_health_is_that_of_the_canary(&ours).await?;
+    blobs_move_from_one_kek_to_the_next(&ours, &theirs).await?;
     a_kek_that_is_forgotten_is_gone(&theirs).await?;
     let keys = ours.node_keys("one").await?;
     let sealed = ours.wrap(KEK, secret(b"kept"), b"aad".to_vec()).await?;
@@ -182,6 +183,34 @@ async fn the_health_is_that_of_the_canary(slot: &Slot) -> Result {
     assert!(reason.contains("does not hold"), "{reason}");
     slot.forget(spare).await?;
     becomes(slot, Health::is_healthy).await;
+    Ok(())
+}
+
+async fn blobs_move_from_one_kek_to_the_next(ours: &Slot, theirs: &Slot) -> Result {
+    let next = KekId([5; 16]);
+    epoch(next, &[(ours, "one"), (theirs, "two")]).await?;
+    let mut blobs = Vec::new();
+    for number in 0..5_u8 {
+        let sealed = ours.wrap(KEK, secret(&[number; 32]), vec![number]).await?;
+        blobs.push(Rewrap { sealed, aad: vec![number], aad_after: vec![number, number] });
+    }
+    blobs[3].aad = b"another".to_vec();
+    let moved = theirs.rewrap(KEK, next, blobs.clone()).await?;
+    for (number, moved) in (0..5_u8).zip(moved) {
+        let Some(sealed) = moved else {
+            assert_eq!(number, 3, "the one that was moved elsewhere before");
+            continue;
+        };
+        let opened = ours.unwrap(next, sealed, vec![number, number]).await?;
+        opened.expose(|key| assert_eq!(key, [number; 32]));
+    }
+    let unknown = KekId([6; 16]);
+    for (from, to) in [(unknown, next), (KEK, unknown)] {
+        let moved = ours.rewrap(from, to, blobs.clone()).await;
+        assert_eq!(moved, Err(HsmError::NoSuchKek(unknown)));
+    }
+    ours.forget(next).await?;
+    theirs.forget(next).await?;
     Ok(())
 }
 
