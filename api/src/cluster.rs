@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use custody::cluster::{
-    BackupView, ClusterStatus, FormatSwitch, Holdup, KekStatus, NewJoinToken, NodeRecovery,
-    NodeStatus, NodeView,
+    BackupView, ClusterStatus, ExposureView, FormatSwitch, Holdup, KekStatus, NewJoinToken,
+    NodeRecovery, NodeStatus, NodeView, Outgoing,
 };
 use custody::{Changed, Custody, RecoveryPath};
 use domain::{Enrolment, EpochState, Join, JoinStatus, JoinToken, Member, NodeId, Standing};
@@ -12,6 +12,7 @@ use wire::{NodeHsm, StateDigest};
 
 use crate::call::Call;
 use crate::kits;
+use crate::page;
 use crate::problem::Refusal;
 use crate::render;
 use crate::reply::{Answer, Reply};
@@ -22,6 +23,12 @@ pub(crate) const FORCE: Parameter = Parameter {
     name: "force",
     words: &["true", "false"],
     describe: "`true` removes the node though the cluster then survives no further loss",
+};
+
+pub(crate) const HSM_LOST: Parameter = Parameter {
+    name: "hsm_lost",
+    words: &["true", "false"],
+    describe: "`true` when the node's slot is in other hands: what it could open is exposed, and rotated",
 };
 
 pub(crate) async fn show(custody: Custody, call: Arc<Call>) -> Answer {
@@ -73,8 +80,30 @@ pub(crate) async fn approve(custody: Custody, call: Arc<Call>) -> Answer {
 
 pub(crate) async fn remove_node(custody: Custody, call: Arc<Call>) -> Answer {
     let force = call.parameter(FORCE.name) == Some("true");
-    let removed = custody.remove_node(&call.context, call.node_id()?, force).await?;
+    let (context, node) = (&call.context, call.node_id()?);
+    let removed = if call.parameter(HSM_LOST.name) == Some("true") {
+        custody.evict_lost(context, node, force).await?
+    } else {
+        custody.remove_node(context, node, force).await?
+    };
     Reply::changed(removed, |_| Ok(Reply::done()))
+}
+
+/// What a lost slot and a copy of the log open still.
+pub(crate) async fn exposed(custody: Custody, call: Arc<Call>) -> Answer {
+    let page = page::page(&call)?;
+    let seen = custody.exposed(&call.context, call.node_id()?, page).await?;
+    Reply::seen(seen, |(versions, last)| {
+        let versions = versions.into_iter().map(|one| wire::ExposedVersion {
+            primary: one.key.primary == one.version,
+            namespace: one.key.namespace.0,
+            key: one.key.name,
+            version: one.version.0,
+            state: render::version_state(&one.state),
+        });
+        let next_page_token = page::token(last);
+        Reply::json(&wire::ExposedVersions { versions: versions.collect(), next_page_token })
+    })
 }
 
 pub(crate) async fn cordon(custody: Custody, call: Arc<Call>) -> Answer {
@@ -106,6 +135,11 @@ pub(crate) async fn rotate_kek(custody: Custody, call: Arc<Call>) -> Answer {
             sites: 0,
             rewrapped: 0,
             total,
+            wraps: None,
+            made_at: Some(render::time(epoch.made_at)),
+            rotates_at: None,
+            absent: Vec::new(),
+            outgoing: Vec::new(),
         })
     })
 }
@@ -170,12 +204,13 @@ fn rendered(status: ClusterStatus) -> wire::ClusterStatus {
         commit_index: status.commit_index,
         format: status.format.into(),
         format_switch: status.format_switch.map(format_switch),
-        kek: kek(&status.kek),
+        kek: kek(status.kek),
         nodes: nodes.collect(),
         survives: wire::Survives { nodes: status.survives.nodes, zones: status.survives.zones },
         recovery_kits: status.kits.into_iter().map(kits::summary).collect(),
         succession: status.succession.map(succession),
         backups: status.backups.map(backups),
+        exposures: status.exposures.into_iter().map(exposure).collect(),
     }
 }
 
@@ -235,8 +270,41 @@ fn backups(view: BackupView) -> wire::BackupStatus {
     }
 }
 
-fn kek(status: &KekStatus) -> wire::Kek {
+fn exposure(ExposureView { exposure, versions }: ExposureView) -> wire::Exposure {
+    wire::Exposure {
+        node: exposure.node.0,
+        name: exposure.name,
+        at: render::time(exposure.at),
+        epochs: exposure.epochs.into_iter().map(|epoch| epoch.0).collect(),
+        versions,
+        keys: exposure.rotation.keys,
+        rotated: exposure.rotation.passed,
+        rotated_at: exposure.rotation.finished_at.map(render::time),
+    }
+}
+
+fn outgoing(one: Outgoing) -> wire::OutgoingEpoch {
+    let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| node.0).collect();
+    wire::OutgoingEpoch {
+        epoch: one.epoch.0,
+        state: kek_state(one.state),
+        versions: one.versions,
+        damaged: one.damaged,
+        slots: one.slots,
+        held_by: ids(one.held_by),
+        kept_by: ids(one.kept_by),
+        in_backup: one.in_backup,
+    }
+}
+
+fn kek(status: KekStatus) -> wire::Kek {
+    let period = status.policy.rotation_period;
     wire::Kek {
+        wraps: Some(status.wraps),
+        made_at: Some(render::time(status.made_at)),
+        rotates_at: (period.0 > 0).then(|| render::time(status.made_at.plus(period))),
+        absent: status.absent.into_iter().map(|node| node.0).collect(),
+        outgoing: status.outgoing.into_iter().map(outgoing).collect(),
         epoch: status.epoch.0,
         state: kek_state(status.state),
         copies: status.copies,

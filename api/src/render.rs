@@ -38,20 +38,28 @@ pub(crate) fn key(key: Key) -> wire::Key {
 
 pub(crate) fn version(version: &KeyVersion) -> wire::Version {
     use domain::VersionState::{Destroyed, DestructionScheduled, Disabled, Enabled};
-    let (state, destroy_at, destroyed_at) = match &version.state {
-        Enabled(_) => (wire::VersionState::Enabled, None, None),
-        Disabled(_) => (wire::VersionState::Disabled, None, None),
-        DestructionScheduled { at, .. } => {
-            (wire::VersionState::DestructionScheduled, Some(time(*at)), None)
-        }
-        Destroyed { at } => (wire::VersionState::Destroyed, None, Some(time(*at))),
+    let (destroy_at, destroyed_at) = match &version.state {
+        Enabled(_) | Disabled(_) => (None, None),
+        DestructionScheduled { at, .. } => (Some(time(*at)), None),
+        Destroyed { at } => (None, Some(time(*at))),
     };
     wire::Version {
         version: version.version.0,
-        state,
+        state: version_state(&version.state),
         created_at: time(version.created_at),
         destroy_at,
         destroyed_at,
+        exposed_at: None,
+    }
+}
+
+pub(crate) fn version_state(state: &domain::VersionState) -> wire::VersionState {
+    use domain::VersionState::{Destroyed, DestructionScheduled, Disabled, Enabled};
+    match state {
+        Enabled(_) => wire::VersionState::Enabled,
+        Disabled(_) => wire::VersionState::Disabled,
+        DestructionScheduled { .. } => wire::VersionState::DestructionScheduled,
+        Destroyed { .. } => wire::VersionState::Destroyed,
     }
 }
 

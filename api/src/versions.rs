@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use custody::{Changed, Custody, Error};
+use custody::{Changed, Custody, Error, SeenVersion};
 use domain::KeyVersion;
 
 use crate::call::Call;
@@ -14,7 +14,11 @@ pub(crate) async fn list(custody: Custody, call: Arc<Call>) -> Answer {
     let page = page::page(&call)?;
     let seen = custody.versions(&call.context, call.key_name()?, page).await?;
     Reply::seen(seen, |(versions, last)| {
-        let versions = versions.iter().map(render::version).collect();
+        let rendered = |seen: &SeenVersion| wire::Version {
+            exposed_at: seen.exposed_at.map(render::time),
+            ..render::version(&seen.version)
+        };
+        let versions = versions.iter().map(rendered).collect();
         Reply::json(&wire::Versions { versions, next_page_token: page::token(last) })
     })
 }

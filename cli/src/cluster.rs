@@ -1,14 +1,16 @@
 //! `cluster`: members, joins, leadership, the KEK and settings.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use wire::{
-    BackupStatus, ClusterStatus, FormatWait, FormatWaitReason, NodeId, NodeStatus, Patch,
-    RecoveryKitStatus, Settings, SettingsPatch, Span,
+    BackupStatus, ClusterStatus, ExposedVersions, FormatWait, FormatWaitReason, NodeId, NodeStatus,
+    Patch, RecoveryKitStatus, Settings, SettingsPatch, Span,
 };
 
 use crate::enrolment::{self, Approve, JoinToken};
 use crate::output::{confirm, facts, or_dash, rows};
-use crate::{Failure, Global};
+use crate::{Failure, Global, kek};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -37,6 +39,21 @@ pub enum Command {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Remove a node at once; with `--hsm-lost`, expose and rotate what its slot could open
+    Evict {
+        node: NodeId,
+        /// The node's HSM is in other hands, or may be
+        #[arg(long)]
+        hsm_lost: bool,
+        /// Also when the voters left could not serve
+        #[arg(long)]
+        force: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// List what the lost HSM of a node and a copy of the log open still
+    Exposed { node: NodeId },
     /// Hand leadership over
     TransferLeader {
         /// To this node; to any healthy one when absent
@@ -48,7 +65,14 @@ pub enum Command {
     /// Let a node lead again
     Uncordon { node: NodeId },
     /// Start a new epoch of the key-encryption key
-    RotateKek,
+    RotateKek {
+        /// Wait until nothing is under the epoch before
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait
+        #[arg(long, value_name = "DURATION", default_value = "24h", requires = "wait")]
+        timeout: Span,
+    },
     /// Print the certificates that callers have to trust, as PEM
     Ca,
     /// Make another CA for the nodes' certificates; callers are to take up `cluster ca` before it issues
@@ -77,6 +101,19 @@ pub struct SetSettings {
     /// How long an `Idempotency-Key` is remembered
     #[arg(long, value_name = "DURATION")]
     idempotency_window: Option<Span>,
+    /// How old an epoch of the KEK may become; 0s: as old as it likes
+    #[arg(long, value_name = "DURATION")]
+    kek_rotation_period: Option<Span>,
+    /// How many blobs may be wrapped under one epoch of the KEK
+    #[arg(long, value_name = "NUMBER")]
+    kek_wraps_max: Option<u64>,
+    /// Blobs moved to a new epoch in a second, or `unlimited`
+    #[arg(long, value_name = "NUMBER", value_parser = rate)]
+    rewrap_rate: Option<u32>,
+}
+
+fn rate(text: &str) -> Result<u32, std::num::ParseIntError> {
+    if text == "unlimited" { Ok(0) } else { text.parse() }
 }
 
 pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure> {
@@ -106,6 +143,28 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             client.remove_node(node, force).await?;
             done(&format!("removed node {node}"))
         }
+        Command::Evict { node, hsm_lost, force, yes } => {
+            if hsm_lost {
+                confirm(
+                    &format!("Remove node {node}, and rotate every key that its HSM could open?"),
+                    yes,
+                )?;
+                client.evict_lost(node, force).await?;
+                return done(&format!(
+                    "removed node {node}; see `cluster exposed {node}` for what its HSM opens"
+                ));
+            }
+            confirm(&format!("Remove node {node} for good?"), yes)?;
+            client.remove_node(node, force).await?;
+            done(&format!("removed node {node}"))
+        }
+        Command::Exposed { node } => {
+            let exposed = ExposedVersions {
+                versions: kek::exposed(&client, node).await?,
+                next_page_token: None,
+            };
+            global.show(&exposed, |all| kek::exposed_table(&all.versions))
+        }
         Command::TransferLeader { to } => {
             client.transfer_leader(to).await?;
             done("leadership is handed over")
@@ -118,7 +177,17 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             client.uncordon(node).await?;
             done(&format!("uncordoned node {node}"))
         }
-        Command::RotateKek => match client.rotate_kek().await? {
+        Command::RotateKek { wait: true, timeout } => {
+            let made = client.rotate_kek().await?;
+            let epoch = match made {
+                Some(kek) => kek.epoch,
+                // The answer was lost; what it made is the newest there is.
+                None => client.cluster().await?.kek.epoch,
+            };
+            let limit = Duration::from_millis(timeout.0);
+            done(&kek::wait(&client, epoch, limit).await?)
+        }
+        Command::RotateKek { wait: false, .. } => match client.rotate_kek().await? {
             Some(kek) => global.show(&kek, |kek| format!("epoch {} is {}", kek.epoch, kek.state)),
             None => done("a new epoch of the KEK is on its way"),
         },
@@ -150,6 +219,15 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
                 facts([
                     ("min_destruction_after", settings.min_destruction_after.to_string()),
                     ("idempotency_window", settings.idempotency_window.to_string()),
+                    ("kek_rotation_period", settings.kek_rotation_period.to_string()),
+                    ("kek_wraps_max", settings.kek_wraps_max.to_string()),
+                    (
+                        "rewrap_rate",
+                        match settings.rewrap_rate {
+                            0 => "unlimited".to_owned(),
+                            rate => rate.to_string(),
+                        },
+                    ),
                 ])
             })
         }
@@ -168,6 +246,9 @@ impl SetSettings {
         SettingsPatch {
             min_destruction_after: self.min_destruction_after.map_or(Patch::Keep, Patch::Set),
             idempotency_window: self.idempotency_window.map_or(Patch::Keep, Patch::Set),
+            kek_rotation_period: self.kek_rotation_period.map_or(Patch::Keep, Patch::Set),
+            kek_wraps_max: self.kek_wraps_max.map_or(Patch::Keep, Patch::Set),
+            rewrap_rate: self.rewrap_rate.map_or(Patch::Keep, Patch::Set),
         }
     }
 }
@@ -225,6 +306,7 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
                 kek.epoch, kek.state, kek.copies, kek.sites, kek.rewrapped, kek.total
             ),
         ),
+        ("kek age", age(kek)),
         ("recovery kits", kits(&cluster.recovery_kits)),
         ("survives", format!("{} nodes, {} zones", cluster.survives.nodes, cluster.survives.zones)),
         ("succession", or_dash(cluster.succession.as_ref().map(succession))),
@@ -262,7 +344,22 @@ pub(crate) fn describe(cluster: &ClusterStatus) -> String {
         }),
     );
     let damages: String = cluster.nodes.iter().filter_map(damage).collect();
-    format!("{head}\n\n{nodes}{damages}")
+    let (outgoing, exposures) = (kek::outgoing(cluster), kek::exposures(&cluster.exposures));
+    format!("{head}\n\n{nodes}{damages}{outgoing}{exposures}")
+}
+
+/// When the active epoch was made, when it is replaced, and how much it wrapped.
+fn age(kek: &wire::Kek) -> String {
+    let rotates = match kek.rotates_at {
+        Some(at) => format!("replaced at {at}"),
+        None => "replaced on demand".to_owned(),
+    };
+    let absent = match kek.absent.as_slice() {
+        [] => String::new(),
+        absent => format!(", not yet in the slots of {}", kek::list(absent)),
+    };
+    let (made_at, wraps) = (or_dash(kek.made_at), kek.wraps.unwrap_or(0));
+    format!("made at {made_at}, {rotates}, {wraps} wraps{absent}")
 }
 
 /// The format in force, and what keeps a newer one from it.

@@ -257,13 +257,14 @@ fn list_table(keys: &[Key]) -> String {
 
 fn versions_table(versions: &[Version]) -> String {
     rows(
-        ["VERSION", "STATE", "CREATED", "DESTROYED"],
+        ["VERSION", "STATE", "CREATED", "DESTROYED", "EXPOSED"],
         versions.iter().map(|version| {
             [
                 version.version.to_string(),
                 version.state.to_string(),
                 version.created_at.to_string(),
                 or_dash(version.destroyed_at.or(version.destroy_at)),
+                or_dash(version.exposed_at),
             ]
         }),
     )

@@ -12,6 +12,7 @@ mod enrolment;
 mod failure;
 mod file;
 mod global;
+mod kek;
 mod key;
 pub mod kit;
 mod output;

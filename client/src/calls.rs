@@ -7,11 +7,11 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use wire::recipient::{self, Sealed};
 use wire::{
     Answer, Approve, Ciphertext, ClusterCa, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
-    CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, GrantJoins, Health, Input, Join,
-    JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, Key, Keys, ListKeys, MakeBackup, NodeId,
-    Outcome, Page, PinRecoveryKit, Plaintext, Problem, Random, RandomRequest, RecoveryKit,
-    RecoveryKits, Reencrypt, RotateCa, ScheduleDestruction, Settings, SettingsPatch, Snapshot,
-    Span, Token, Tokens, Tombstones, TransferLeader, UpdateKey, Version, Versions,
+    CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, ExposedVersions, GrantJoins, Health,
+    Input, Join, JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, Key, Keys, ListKeys,
+    MakeBackup, NodeId, Outcome, Page, PinRecoveryKit, Plaintext, Problem, Random, RandomRequest,
+    RecoveryKit, RecoveryKits, Reencrypt, RotateCa, ScheduleDestruction, Settings, SettingsPatch,
+    Snapshot, Span, Token, Tokens, Tombstones, TransferLeader, UpdateKey, Version, Versions,
 };
 
 use crate::request::{Answered, encode};
@@ -72,6 +72,22 @@ impl Client {
             request = request.query("force", true);
         }
         self.call::<IgnoredAny>(request).await.map(drop)
+    }
+
+    /// Takes a node out whose slot is in other hands: what it could open is exposed, and rotated.
+    pub async fn evict_lost(&self, node: NodeId, force: bool) -> Result<(), Error> {
+        let path = format!("/v1/cluster/nodes/{node}");
+        let mut request = self.changing(Method::DELETE, path)?.query("hsm_lost", true);
+        if force {
+            request = request.query("force", true);
+        }
+        self.call::<IgnoredAny>(request).await.map(drop)
+    }
+
+    /// A page of what the lost slot of a node and a copy of the log open still.
+    pub async fn exposed(&self, node: NodeId, page: &Page) -> Result<ExposedVersions, Error> {
+        let request = Request::get(format!("/v1/cluster/exposures/{node}"));
+        Ok(self.call(with_page(request, page)).await?.value)
     }
 
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<(), Error> {

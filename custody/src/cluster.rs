@@ -10,6 +10,7 @@ mod ceremony;
 mod certificates;
 mod challenge;
 mod clock;
+mod exposures;
 mod formats;
 mod health;
 mod identity;
@@ -19,6 +20,8 @@ mod join;
 mod kits;
 mod messages;
 mod operators;
+mod progress;
+mod rewrap;
 mod roster;
 mod rotation;
 mod schedule;
@@ -37,10 +40,12 @@ use std::time::Duration;
 use domain::{KekId, KeyId, NodeId, Version};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::Custody;
 
 pub use certificates::{CertificateOptions, Issued};
+pub use exposures::{ExposedVersion, ExposureView};
 pub use formats::{FormatSwitch, Holdup};
 pub use identity::SlotIdentity;
 pub use init::{FIRST_NODE, Founded, InitError, Prepared, found, prepare, start};
@@ -48,6 +53,7 @@ pub use join::{Admitted, JoinError, Newcomer, Progress, join};
 pub use kits::{Escrowed, KitSummary, KitView};
 pub use messages::LANE_PREFIX;
 pub use operators::{DOMAIN, Pinned, Refused, verify, verify_kit};
+pub use progress::Outgoing;
 pub use roster::{Peer, Roster};
 pub use rotation::AuthorityView;
 pub use schedule::{BackupView, Schedule, Verified};
@@ -61,8 +67,6 @@ pub struct Options {
     /// A node without a usable slot leads only when nobody led for this long: three times the longest
     /// time that an election takes.
     pub caretaker_after: Duration,
-    /// Between two batches of re-wrapping, to leave the slot to the callers.
-    pub rewrap_pause: Duration,
     /// Asks the cluster's CA for the certificate that callers see; `None` where the operator has one.
     pub certificate: Option<CertificateOptions>,
     /// Backups that this node makes when it is its turn.
@@ -71,12 +75,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            caretaker_after: Duration::from_secs(3),
-            rewrap_pause: Duration::from_millis(5),
-            certificate: None,
-            schedule: None,
-        }
+        Self { caretaker_after: Duration::from_secs(3), certificate: None, schedule: None }
     }
 }
 
@@ -93,6 +92,8 @@ pub struct State {
     canary: Mutex<Option<KekId>>,
     /// Versions whose blob does not open: an alarm, and nothing for a re-wrap to stop at.
     damaged: Mutex<BTreeSet<(KeyId, Version)>>,
+    /// When the next blobs may be re-wrapped.
+    pace: Mutex<Option<Instant>>,
     /// The newest format that each member reads, while there is one to switch to.
     formats: Mutex<BTreeMap<NodeId, u16>>,
     kits: Mutex<kits::Believed>,
@@ -112,6 +113,7 @@ impl State {
             holds_active: AtomicBool::new(false),
             canary: Mutex::default(),
             damaged: Mutex::default(),
+            pace: Mutex::default(),
             formats: Mutex::default(),
             kits: Mutex::default(),
             challenges: challenge::Open::default(),
@@ -120,6 +122,11 @@ impl State {
             issued: watch::Sender::new(None),
             schedule: schedule::State::default(),
         }
+    }
+
+    /// Has the ceremonies look at the state at once.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     pub(crate) fn roster(&self) -> &Arc<Roster> {
@@ -138,7 +145,7 @@ pub fn run(
         custody.configure_backups(schedule.clone());
     }
     let mut tasks = vec![
-        tokio::spawn(until(stop, ceremony::reconcile(custody.clone(), options.clone()))),
+        tokio::spawn(until(stop, ceremony::reconcile(custody.clone()))),
         tokio::spawn(until(stop, health::guard(custody.clone(), options.clone()))),
         tokio::spawn(until(stop, clock::keep(custody.clone()))),
         tokio::spawn(until(stop, crate::cache::guard(custody.clone()))),

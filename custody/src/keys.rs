@@ -19,7 +19,7 @@ use crate::Error;
 pub use data_key::DataKey;
 pub use decrypt::{DecryptItem, Decrypted};
 pub use encrypt::{EncryptItem, Encrypted};
-pub use read::KeyFilter;
+pub use read::{KeyFilter, SeenVersion};
 pub use reencrypt::ReencryptItem;
 
 /// Limits of one use (API.md).

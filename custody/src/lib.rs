@@ -25,6 +25,7 @@ pub use custody::{Custody, Health, NodeInfo, Phase, Role};
 pub use error::Error;
 pub use keys::{
     DataKey, DecryptItem, Decrypted, EncryptItem, Encrypted, KeyFilter, MAX_AAD, MAX_BATCH,
-    MAX_PLAINTEXT, NewKey, ReencryptItem,
+    MAX_PLAINTEXT, NewKey, ReencryptItem, SeenVersion,
 };
 pub use raft_store::{RecoveryPath, Storage, StorageState};
+pub use settings::{ClusterSettings, ClusterSettingsPatch};

@@ -1,31 +1,56 @@
 //! The cluster's settings.
 
-use domain::{Change, Receipt, Settings, SettingsPatch, view};
+use domain::{Change, KekPolicy, KekPolicyPatch, Receipt, Settings, SettingsPatch, view};
 
 use crate::authorize::{ChangeCluster, ReadCluster};
 use crate::{Changed, Context, Custody, Error, Seen};
 
+/// All that can be set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterSettings {
+    pub settings: Settings,
+    pub kek: KekPolicy,
+}
+
+/// Only what is to change.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterSettingsPatch {
+    pub settings: SettingsPatch,
+    pub kek: KekPolicyPatch,
+}
+
 impl Custody {
-    pub async fn settings(&self, context: &Context) -> Result<Seen<Settings>, Error> {
-        self.look::<ReadCluster, _>(context, |view, _| Ok(view::settings(view)?)).await
+    pub async fn settings(&self, context: &Context) -> Result<Seen<ClusterSettings>, Error> {
+        self.look::<ReadCluster, _>(context, |view, _| {
+            Ok(ClusterSettings { settings: view::settings(view)?, kek: view::kek_policy(view)? })
+        })
+        .await
     }
 
     pub async fn patch_settings(
         &self,
         context: &Context,
-        patch: SettingsPatch,
-    ) -> Result<Changed<Settings>, Error> {
+        patch: ClusterSettingsPatch,
+    ) -> Result<Changed<ClusterSettings>, Error> {
         let grant = self.admit::<ChangeCluster>(context).await?;
-        let done = self.commit(context, &grant, Change::PatchSettings(patch)).await?;
-        match done.value {
-            Receipt::Settings(settings, _) => Ok(Changed {
-                value: *settings,
-                revision: None,
-                replayed: done.replayed,
-                index: done.index,
-            }),
-            other => Err(unexpected(&other)),
-        }
+        let ClusterSettingsPatch { settings, kek } = patch;
+        // What an older format knows is said as it knows it.
+        let change = if kek == KekPolicyPatch::default() {
+            Change::PatchSettings(settings)
+        } else {
+            Change::PatchKekPolicy { settings, kek }
+        };
+        let done = self.commit(context, &grant, change).await?;
+        let (settings, kek) = match done.value {
+            Receipt::Settings(settings, _) => {
+                (*settings, self.replica().read(|view| view::kek_policy(view))?)
+            }
+            Receipt::KekPolicy(settings, kek, _) => (*settings, *kek),
+            other => return Err(unexpected(&other)),
+        };
+        self.cluster_state().wake();
+        let value = ClusterSettings { settings, kek };
+        Ok(Changed { value, revision: None, replayed: done.replayed, index: done.index })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crypto::wrapped::{Kek, Place};
 use crypto::{CryptographicFailure, SecretBytes};
-use domain::{Algorithm, KekEpoch, Key, KeyId, Lineage, Purpose, Version, Wrapped};
+use domain::{Algorithm, Epoch, KekEpoch, Key, KeyId, Lineage, Purpose, Version, Wrapped};
 use hsm::Slot;
 
 use crate::Error;
@@ -56,7 +56,7 @@ pub fn length(algorithm: Algorithm) -> u16 {
 /// Makes a key of the slot's random numbers and wraps it under an epoch of the KEK, in the slot.
 pub async fn make(slot: &Slot, epoch: &KekEpoch, bound: &Bound) -> Result<Wrapped, Error> {
     let place = bound.place();
-    let kek = Kek { id: epoch.kek.0, epoch: epoch.epoch.0 };
+    let kek = kek(epoch);
     let suite = slot.suite();
     let aad = crypto::wrapped::aad(suite, kek, &place);
     let length = usize::from(place.length);
@@ -76,11 +76,49 @@ pub async fn wrap(
         let (expected, got) = (place.length, key.len());
         return Err(Error::Internal(format!("expected a key of {expected} bytes, got {got}")));
     }
-    let kek = Kek { id: epoch.kek.0, epoch: epoch.epoch.0 };
+    let kek = kek(epoch);
     let suite = slot.suite();
     let aad = crypto::wrapped::aad(suite, kek, &place);
     let sealed = slot.wrap(hsm::KekId(epoch.kek.0), key, aad).await?;
     Ok(Wrapped { epoch: epoch.epoch, blob: crypto::wrapped::assemble(suite, kek, &sealed)? })
+}
+
+/// Moves keys from one epoch of the KEK to another, in the slot. `None` stands for one that does not
+/// open, which is the blob's fault and not the slot's.
+pub async fn rewrap(
+    slot: &Slot,
+    (from, to): (Kek, Kek),
+    keys: &[(Bound, Wrapped)],
+) -> Result<Vec<Option<Wrapped>>, Error> {
+    let suite = slot.suite();
+    let sealed = |(bound, wrapped): &(Bound, Wrapped)| {
+        let place = bound.place();
+        let parsed = crypto::wrapped::parse(&wrapped.blob, &place).ok();
+        let parsed = parsed.filter(|parsed| parsed.kek.id == from.id)?;
+        Some(hsm::Rewrap {
+            aad: crypto::wrapped::aad(parsed.suite, parsed.kek, &place),
+            aad_after: crypto::wrapped::aad(suite, to, &place),
+            sealed: parsed.sealed,
+        })
+    };
+    let sealed: Vec<_> = keys.iter().map(sealed).collect();
+    let whole = sealed.iter().map(Option::is_some).collect::<Vec<_>>();
+    let blobs = sealed.into_iter().flatten().collect();
+    let moved = slot.rewrap(hsm::KekId(from.id), hsm::KekId(to.id), blobs).await?;
+    let mut moved = moved.into_iter();
+    let mut wrapped = Vec::with_capacity(keys.len());
+    for whole in whole {
+        let sealed = if whole { moved.next().flatten() } else { None };
+        let assemble = |sealed| crypto::wrapped::assemble(suite, to, &sealed);
+        let assembled = sealed.map(assemble).transpose()?;
+        wrapped.push(assembled.map(|blob| Wrapped { epoch: Epoch(to.epoch), blob }));
+    }
+    Ok(wrapped)
+}
+
+/// The KEK of an epoch, as a blob names it.
+pub fn kek(epoch: &KekEpoch) -> Kek {
+    Kek { id: epoch.kek.0, epoch: epoch.epoch.0 }
 }
 
 /// Unwraps a key in the slot, if the blob stands where it was made to stand.

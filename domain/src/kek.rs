@@ -36,6 +36,14 @@ pub struct KekEpoch {
     pub made_at: Time,
 }
 
+/// Blobs that were ever wrapped under an epoch, as far as they were counted.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Wraps {
+    pub all: u64,
+    /// Those of them that came from an earlier epoch.
+    pub moved: u64,
+}
+
 impl KekEpoch {
     /// What a receipt may say of an epoch: receipts are remembered for longer than shares may be.
     pub(crate) fn without_shares(mut self) -> Self {

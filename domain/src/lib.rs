@@ -40,7 +40,7 @@ pub use enrolment::{Application, ENROLMENT_FORMAT, Enrolment, Grant, GrantStatem
 pub use exposure::Exposure;
 pub use ids::{ClusterId, Epoch, KekId, KeyId, KitId, Lineage, Namespace, NodeId, Operation};
 pub use ids::{Principal, Revision, TokenId, Version};
-pub use kek::{EpochState, KekEpoch};
+pub use kek::{EpochState, KekEpoch, Wraps};
 pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionState, Wrapped};
 pub use kit::{Kit, KitStatement};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};

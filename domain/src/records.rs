@@ -201,6 +201,7 @@ pub(crate) mod at {
     pub(crate) const GRANT: u8 = 30;
     const NEXT_AUTHORITY: u8 = 31;
     const FORMER_AUTHORITY: u8 = 32;
+    const RETIRED: u8 = 33;
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];
@@ -303,6 +304,11 @@ pub(crate) mod at {
         };
         parts().ok_or_else(|| malformed(record))
     }
+    /// Which key a `key_name` record is about.
+    pub(crate) fn parse_key_name(record: &[u8]) -> Result<KeyId, Broken> {
+        let id = record.get(1..).and_then(|id| id.try_into().ok());
+        id.map(KeyId).ok_or_else(|| malformed(record))
+    }
     /// When what an `expiry` record is about is forgotten.
     pub(crate) fn parse_expiry(record: &[u8]) -> Result<Time, Broken> {
         let at = record.get(1..).and_then(|rest| rest.split_first_chunk());
@@ -349,6 +355,9 @@ pub(crate) mod at {
     }
     pub(crate) fn wraps(epoch: Epoch) -> Vec<u8> {
         join(WRAPS, &[&epoch.0.to_be_bytes()])
+    }
+    pub(crate) fn retired(epoch: Epoch) -> Vec<u8> {
+        join(RETIRED, &[&epoch.0.to_be_bytes()])
     }
     pub(crate) fn kek_policy() -> Vec<u8> {
         vec![KEK_POLICY]

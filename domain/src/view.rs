@@ -9,8 +9,8 @@ use crate::records::{parse, read};
 use crate::{
     Authority, Broken, Cluster, Enrolment, Epoch, Exposure, Forbidden, FormerAuthority, Grant,
     Join, JoinToken, KekEpoch, KekPolicy, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member,
-    Namespace, NextAuthority, NodeId, Records, Settings, Succession, Time, Token, TokenId,
-    Tombstone, Version, VersionState,
+    Namespace, NextAuthority, NodeId, Records, Revision, Settings, Succession, Time, Token,
+    TokenId, Tombstone, Version, VersionState, Wraps,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -50,6 +50,18 @@ pub fn keys_by_id(
     named
         .filter_map(|named| named.and_then(|(ns, name)| key(records, &ns, &name)).transpose())
         .collect()
+}
+
+/// How many keys there are, counted from the one after `after` on, `limit` at most; and the last of them.
+pub fn count_keys(
+    records: &impl Records,
+    after: Option<KeyId>,
+    limit: usize,
+) -> Result<(usize, Option<KeyId>), Broken> {
+    let after = after.map(at::key_name);
+    let found = records.scan(&[at::KEY_NAME], after.as_deref(), limit)?;
+    let last = found.last().map(|(record, _)| at::parse_key_name(record)).transpose()?;
+    Ok((found.len(), last))
 }
 
 pub fn key(records: &impl Records, ns: &Namespace, name: &str) -> Result<Option<Key>, Broken> {
@@ -201,9 +213,13 @@ pub fn count_under(records: &impl Records, epoch: Epoch) -> Result<u64, Broken> 
     Ok(read(records, &at::under_count(epoch))?.unwrap_or(0))
 }
 
-/// How many blobs were ever wrapped under an epoch, as far as it was counted.
-pub fn wraps(records: &impl Records, epoch: Epoch) -> Result<u64, Broken> {
-    Ok(read(records, &at::wraps(epoch))?.unwrap_or(0))
+pub fn wraps(records: &impl Records, epoch: Epoch) -> Result<Wraps, Broken> {
+    Ok(read(records, &at::wraps(epoch))?.unwrap_or_default())
+}
+
+/// The index from which on nothing is under a retired epoch, if it is known.
+pub fn retired_at(records: &impl Records, epoch: Epoch) -> Result<Option<Revision>, Broken> {
+    read(records, &at::retired(epoch))
 }
 
 pub fn kek_policy(records: &impl Records) -> Result<KekPolicy, Broken> {
@@ -288,13 +304,15 @@ pub fn exposed_at(
     Ok(since)
 }
 
-/// Some versions that are wrapped under an epoch.
+/// Some versions that are wrapped under an epoch, from the one after `after`.
 pub fn under(
     records: &impl Records,
     epoch: Epoch,
+    after: Option<(KeyId, Version)>,
     limit: usize,
 ) -> Result<Vec<(KeyId, Version)>, Broken> {
-    let found = records.scan(&at::all_under(epoch), None, limit)?;
+    let after = after.map(|(key, version)| at::under(epoch, key, version));
+    let found = records.scan(&at::all_under(epoch), after.as_deref(), limit)?;
     found.iter().map(|(record, _)| at::parse_under(record)).collect()
 }
 

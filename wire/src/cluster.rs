@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::names::words;
 use crate::{
     BackupStatus, Bytes64, HsmKind, HsmState, NodeId, Patch, Phase, RecoveryKitStatus, Role, Span,
-    Storage, Time,
+    Storage, Time, VersionState,
 };
 
 /// `GET /v1/cluster`
@@ -34,6 +34,9 @@ pub struct ClusterStatus {
     /// Absent where no node is configured to make backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backups: Option<BackupStatus>,
+    /// Slots in other hands, and what they and a copy of the log open still.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposures: Vec<Exposure>,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -83,7 +86,7 @@ pub struct Succession {
 }
 
 /// The active epoch of the key-encryption key; with `POST /v1/cluster/rotate-kek`, the new one.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Kek {
     pub epoch: u32,
@@ -95,6 +98,81 @@ pub struct Kek {
     /// Wrapped blobs already under this epoch, of `total`.
     pub rewrapped: u64,
     pub total: u64,
+    /// Blobs that were ever wrapped under this epoch; absent in the answer to a rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wraps: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_at: Option<Time>,
+    /// When it is replaced though nobody asks for it; absent where age is no reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotates_at: Option<Time>,
+    /// Nodes whose slots have not taken it in: away, or about to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absent: Vec<NodeId>,
+    /// Epochs on their way out, and those out that something still needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outgoing: Vec<OutgoingEpoch>,
+}
+
+/// An epoch that nothing new is wrapped under, and what needs it nonetheless.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OutgoingEpoch {
+    pub epoch: u32,
+    pub state: KekState,
+    /// Blobs that are under it still.
+    pub versions: u64,
+    /// Of these, those that were found not to open: only their destruction lets the epoch go.
+    pub damaged: u64,
+    /// How many slots took it in, and which of them have not destroyed it.
+    pub slots: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_by: Vec<NodeId>,
+    /// Nodes whose log or snapshots hold blobs under it, of those that said so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_by: Vec<NodeId>,
+    /// The last backup holds blobs under it.
+    #[serde(default)]
+    pub in_backup: bool,
+}
+
+/// A slot in other hands: what it could open when it was lost.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Exposure {
+    pub node: NodeId,
+    pub name: String,
+    pub at: Time,
+    /// The epochs of the KEK in it.
+    pub epochs: Vec<u32>,
+    /// Versions that are not destroyed, and that whoever has it and a copy of the log can open.
+    pub versions: u64,
+    /// Keys there were, and how many of them were looked at to be rotated.
+    pub keys: u64,
+    pub rotated: u64,
+    /// When no key had an exposed version as its primary one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_at: Option<Time>,
+}
+
+/// `GET /v1/cluster/exposures/{id}`
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExposedVersions {
+    pub versions: Vec<ExposedVersion>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_page_token: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExposedVersion {
+    pub namespace: String,
+    pub key: String,
+    pub version: u32,
+    /// Whether new uses take it: then its key was not rotated yet.
+    pub primary: bool,
+    pub state: VersionState,
 }
 
 words! {
@@ -368,6 +446,29 @@ pub struct Settings {
     pub min_destruction_after: Span,
     /// How long an `Idempotency-Key` is remembered.
     pub idempotency_window: Span,
+    /// How old an epoch of the KEK may become; `0s` is as old as it likes.
+    #[serde(default = "Settings::default_kek_rotation_period")]
+    pub kek_rotation_period: Span,
+    /// How many blobs may be wrapped under one epoch of the KEK.
+    #[serde(default = "Settings::default_kek_wraps_max")]
+    pub kek_wraps_max: u64,
+    /// Blobs that are moved to a new epoch in a second; 0 is as many as the slot can.
+    #[serde(default = "Settings::default_rewrap_rate")]
+    pub rewrap_rate: u32,
+}
+
+impl Settings {
+    fn default_kek_rotation_period() -> Span {
+        Self::default().kek_rotation_period
+    }
+
+    fn default_kek_wraps_max() -> u64 {
+        Self::default().kek_wraps_max
+    }
+
+    fn default_rewrap_rate() -> u32 {
+        Self::default().rewrap_rate
+    }
 }
 
 impl Default for Settings {
@@ -375,6 +476,9 @@ impl Default for Settings {
         Self {
             min_destruction_after: Span::from_hours(24),
             idempotency_window: Span::from_hours(24),
+            kek_rotation_period: Span::from_hours(24 * 90),
+            kek_wraps_max: 1 << 30,
+            rewrap_rate: 1_000,
         }
     }
 }
@@ -390,4 +494,13 @@ pub struct SettingsPatch {
     #[serde(default, skip_serializing_if = "Patch::is_keep")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Span>))]
     pub idempotency_window: Patch<Span>,
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Span>))]
+    pub kek_rotation_period: Patch<Span>,
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub kek_wraps_max: Patch<u64>,
+    #[serde(default, skip_serializing_if = "Patch::is_keep")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>))]
+    pub rewrap_rate: Patch<u32>,
 }

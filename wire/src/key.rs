@@ -211,6 +211,9 @@ pub struct Version {
     pub destroy_at: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destroyed_at: Option<Time>,
+    /// Since when somebody with a lost slot and a copy of the log can open it; in lists only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposed_at: Option<Time>,
 }
 
 /// `GET /v1/keys/{name}/versions`

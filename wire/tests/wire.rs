@@ -73,6 +73,8 @@ fn a_patch_tells_absent_from_null() {
     assert_eq!(labels["b"], None);
     let settings = round::<SettingsPatch>(&json!({"min_destruction_after": "36h"}));
     assert_eq!(settings.idempotency_window, Patch::Keep);
+    let settings = round::<SettingsPatch>(&json!({"kek_wraps_max": 1000, "rewrap_rate": 0}));
+    assert_eq!(settings.rewrap_rate, Patch::Set(0));
 }
 
 #[test]

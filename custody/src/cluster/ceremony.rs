@@ -8,18 +8,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use domain::{
-    Change, Epoch, EpochState, KekEpoch, KekId, NewEpoch, NodeId, Receipt, Rewrap, Standing,
-    VersionState, view,
+    Change, Epoch, EpochState, Exposure, KekEpoch, KekId, KekPolicy, NewEpoch, NodeId, Receipt,
+    Standing, Time, Wraps, view,
 };
 use tokio::time::Instant;
 
 use super::kits;
+use super::lock;
 use super::messages::Message;
 use super::operators;
+use super::progress;
 use super::steps::{Facts, Raft, Step, Under, next_steps};
-use super::{Options, lock};
 use crate::propose::random_id;
-use crate::wrapping::{self, Bound};
 use crate::{Custody, Error};
 
 /// How often the state is looked at when nothing wakes the loop.
@@ -27,10 +27,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const LIMIT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// Versions moved to the active epoch by one command.
-const BATCH: usize = 64;
 
-pub(super) async fn reconcile(custody: Custody, options: Options) {
+pub(super) async fn reconcile(custody: Custody) {
     let mut leader = custody.watch_leader();
     let mut failures = Failures::default();
     let mut known = BTreeSet::new();
@@ -38,7 +36,7 @@ pub(super) async fn reconcile(custody: Custody, options: Options) {
         let worked = match custody.gather().await {
             Ok(Some(facts)) => {
                 known = custody.forget_departed(&facts, &known);
-                custody.pass(&facts, &mut failures, &options).await
+                custody.pass(&facts, &mut failures).await
             }
             Ok(None) => false,
             Err(error) => {
@@ -56,6 +54,14 @@ pub(super) async fn reconcile(custody: Custody, options: Options) {
             () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// What the policy of the KEK is held against.
+struct KekFacts {
+    policy: KekPolicy,
+    wraps: Wraps,
+    now: Time,
+    exposures: Vec<Exposure>,
 }
 
 /// Steps that failed, and when they may be tried again.
@@ -79,12 +85,12 @@ impl Failures {
 
 impl Custody {
     /// Does the first step that can be done; whether one was.
-    async fn pass(&self, facts: &Facts, failures: &mut Failures, options: &Options) -> bool {
+    async fn pass(&self, facts: &Facts, failures: &mut Failures) -> bool {
         for step in next_steps(facts) {
             if failures.bars(step) {
                 continue;
             }
-            match self.perform(facts, step, options).await {
+            match self.perform(facts, step).await {
                 Ok(()) => {
                     failures.clear(step);
                     return true;
@@ -119,12 +125,21 @@ impl Custody {
             let pinned = view::kits(view)?;
             let succession = view::successions(view)?.pop();
             let members = view::members(view)?;
-            Ok::<_, Error>(Some((cluster, epochs, under, members, pinned, escrowed, succession)))
+            let kek = KekFacts {
+                policy: view::kek_policy(view)?,
+                wraps: view::wraps(view, cluster.active_epoch)?,
+                now: view::now(view)?,
+                exposures: view::exposures(view)?,
+            };
+            let mut exposed = 0;
+            for exposure in &kek.exposures {
+                exposed += view::count_exposed(view, exposure)?;
+            }
+            let ceremony = (pinned, escrowed, succession, kek, exposed);
+            Ok::<_, Error>(Some((cluster, epochs, under, members, ceremony)))
         })?;
-        let Some((cluster, epochs, under, members, pinned_kits, escrowed, succession)) = found
-        else {
-            return Ok(None);
-        };
+        let Some((cluster, epochs, under, members, ceremony)) = found else { return Ok(None) };
+        let (pinned_kits, escrowed, succession, kek, exposed) = ceremony;
         let slot_healthy = self.slot().health().borrow().is_healthy();
         let held = self.held(&epochs, slot_healthy).await;
         let statements = members
@@ -165,8 +180,13 @@ impl Custody {
             escrowed,
             formats: lock(&self.cluster_state().formats).clone(),
             succession,
+            policy: kek.policy,
+            wraps: kek.wraps,
+            now: kek.now,
+            exposures: kek.exposures,
         };
         self.keep_watch(&facts);
+        progress::publish(&facts, exposed);
         Ok(Some(facts))
     }
 
@@ -218,7 +238,7 @@ impl Custody {
         removed
     }
 
-    async fn perform(&self, facts: &Facts, step: Step, options: &Options) -> Result<(), Error> {
+    async fn perform(&self, facts: &Facts, step: Step) -> Result<(), Error> {
         let until = Instant::now() + LIMIT;
         let epoch = |number: Epoch| {
             facts.epoch(number).ok_or_else(|| Error::Internal(format!("no epoch {number}")))
@@ -260,27 +280,26 @@ impl Custody {
                 tracing::info!(node = node.0, "the log is sent to a new member");
                 added.map(drop).map_err(|error| Error::Internal(error.to_string()))
             }
-            Step::MakeEpoch => self.propose_epoch(facts, until).await.map(drop),
+            Step::MakeEpoch => {
+                let made = self.propose_epoch(facts, until).await?;
+                if let Some(due) = facts.rotation_due() {
+                    tracing::info!(epoch = made.epoch.0, ?due, "the KEK is replaced as it is due");
+                }
+                Ok(())
+            }
             Step::Promote(node) => {
                 let promoted = self.replica().promote(node, until).await;
                 tracing::info!(node = node.0, "a member votes");
                 promoted.map(drop).map_err(|error| Error::Internal(error.to_string()))
             }
-            Step::Rewrap(number) => {
-                self.rewrap(epoch(number)?, until).await?;
-                tokio::time::sleep(options.rewrap_pause).await;
-                Ok(())
-            }
+            Step::Rewrap(number) => self.rewrap(epoch(number)?, until).await,
             Step::Retire(number) => {
                 self.change_cluster(Change::RetireEpoch { epoch: number }, until).await?;
                 tracing::info!(epoch = number.0, "nothing is wrapped under it any more");
                 Ok(())
             }
-            Step::RotateSucceeded => {
-                self.rotate_succeeded(until).await?;
-                tokio::time::sleep(options.rewrap_pause).await;
-                Ok(())
-            }
+            Step::RotateSucceeded => self.rotate_succeeded(until).await,
+            Step::RotateExposed(node) => self.rotate_exposed(node, until).await,
         }
     }
 
@@ -368,81 +387,9 @@ impl Custody {
         }
     }
 
-    /// Moves some versions to the active epoch. Compare and set: what a caller changed meanwhile is
-    /// left alone, and found again if it needs to be.
-    async fn rewrap(&self, from: &KekEpoch, until: Instant) -> Result<(), Error> {
-        let state = self.cluster_state();
-        let damaged = lock(&state.damaged).clone();
-        let (active, found) = self.replica().read(|view| {
-            let active = crate::keys::active_epoch(view)?;
-            let mut found = Vec::new();
-            for (id, version) in view::under(view, from.epoch, BATCH + damaged.len())? {
-                if damaged.contains(&(id, version)) {
-                    continue;
-                }
-                let key = view::key_by_id(view, id)?;
-                let held = view::version(view, id, version)?;
-                if let (Some(key), Some(held)) = (key, held)
-                    && let VersionState::Enabled(wrapped)
-                    | VersionState::Disabled(wrapped)
-                    | VersionState::DestructionScheduled { wrapped, .. } = held.state
-                {
-                    found.push((Bound::of(self.lineage(), &key, version), wrapped));
-                }
-            }
-            Ok::<_, Error>((active, found))
-        })?;
-        let mut items = Vec::with_capacity(found.len());
-        for (bound, wrapped) in found.into_iter().take(BATCH) {
-            match self.move_over(&active, &bound, &wrapped).await {
-                Ok(wrapped) => {
-                    items.push(Rewrap { key: bound.key, version: bound.version, wrapped });
-                }
-                Err(Moving::Damaged) => {
-                    tracing::error!(
-                        key = %bound.key,
-                        version = bound.version.0,
-                        "a version does not open: it stays under the outgoing epoch"
-                    );
-                    lock(&state.damaged).insert((bound.key, bound.version));
-                }
-                Err(Moving::Failed(error)) => return Err(error),
-            }
-        }
-        if items.is_empty() {
-            return Ok(());
-        }
-        let change = Change::Rewrap { from: from.epoch, items };
-        match self.change_cluster(change, until).await?.1 {
-            Receipt::Rewrapped(_) => Ok(()),
-            other => Err(crate::settings::unexpected(&other)),
-        }
-    }
-
-    async fn move_over(
-        &self,
-        active: &KekEpoch,
-        bound: &Bound,
-        wrapped: &domain::Wrapped,
-    ) -> Result<domain::Wrapped, Moving> {
-        let key = match wrapping::unwrap(self.slot(), bound, wrapped).await {
-            Ok(key) => key,
-            // A slot that can not serve is no verdict on the blob.
-            Err(error @ Error::HsmUnavailable) => return Err(Moving::Failed(error)),
-            Err(_) => return Err(Moving::Damaged),
-        };
-        wrapping::wrap(self.slot(), active, bound, key).await.map_err(Moving::Failed)
-    }
-
     /// Whether a use or a change that needs the KEK can be served here.
     pub fn can_unwrap(&self) -> bool {
         self.cluster_state().holds_active.load(Ordering::Relaxed)
             && self.slot().health().borrow().is_healthy()
     }
-}
-
-enum Moving {
-    /// The device works, and this blob does not open.
-    Damaged,
-    Failed(Error),
 }

@@ -55,6 +55,8 @@ pub(super) enum Message {
     MakeBackup,
     /// How did your last start find your state?
     Recovery,
+    /// From which index on do you keep the log?
+    Keeps,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -70,6 +72,7 @@ pub(super) enum Reply {
     Barrier(u64),
     BackupStatus(BackupStatus),
     Recovery(NodeRecovery),
+    Keeps { from: u64 },
 }
 
 impl Custody {
@@ -113,6 +116,7 @@ impl Custody {
             Message::Barrier => Ok(Reply::Barrier(self.barrier().await?)),
             Message::BackupStatus => Ok(Reply::BackupStatus(self.backup_status())),
             Message::Recovery => Ok(Reply::Recovery(self.node_recovery())),
+            Message::Keeps => Ok(Reply::Keeps { from: self.keeps_from() }),
             Message::MakeBackup => self.begin_scheduled_backup().map(|()| Reply::Done),
         }
     }
@@ -143,12 +147,21 @@ impl Custody {
         change: Change,
         until: Instant,
     ) -> Result<(u64, domain::Receipt), Error> {
+        Ok(self.tell_cluster(change, until).await??)
+    }
+
+    /// The same, for whom a rejection is an answer.
+    pub(super) async fn tell_cluster(
+        &self,
+        change: Change,
+        until: Instant,
+    ) -> Result<Result<(u64, domain::Receipt), domain::Reject>, Error> {
         match self.propose_as_cluster(change.clone(), until).await? {
             Err(domain::Reject::ClockAhead { .. }) => {
                 self.synchronise_clock(until).await?;
-                Ok(self.propose_as_cluster(change, until).await??)
+                self.propose_as_cluster(change, until).await
             }
-            done => Ok(done?),
+            done => Ok(done),
         }
     }
 
@@ -180,7 +193,8 @@ impl Custody {
                 | Reply::Format { .. }
                 | Reply::Barrier(_)
                 | Reply::BackupStatus(_)
-                | Reply::Recovery(_)),
+                | Reply::Recovery(_)
+                | Reply::Keeps { .. }),
             ) => Ok(reply),
             Err(CallError::Unknown(_)) => Err(Error::OutcomeUnknown),
             Err(error @ (CallError::NotSent(_) | CallError::Refused(_))) => {

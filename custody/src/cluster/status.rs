@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use domain::{
-    ClusterId, Epoch, EpochState, Lineage, Member, NodeId, Standing, Succession, Survives, Vote,
-    Voter, view,
+    ClusterId, Epoch, EpochState, KekPolicy, Lineage, Member, NodeId, Span, Standing, Succession,
+    Survives, Time, Vote, Voter, view,
 };
 use raft_store::{RecoveryPath, Storage};
 use serde::{Deserialize, Serialize};
 
+use super::exposures::ExposureView;
 use super::formats::{self, FormatSwitch};
 use super::kits::{self, KitSummary};
 use super::messages::{Message, Reply};
+use super::progress::{self, Outgoing};
 use super::schedule::BackupView;
 use super::steps::CAUGHT_UP;
 use crate::authorize::ReadCluster;
@@ -43,6 +45,8 @@ pub struct ClusterStatus {
     pub succession: Option<Succession>,
     /// `None` where no node is configured to make backups.
     pub backups: Option<BackupView>,
+    /// Slots in other hands.
+    pub exposures: Vec<ExposureView>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +59,16 @@ pub struct KekStatus {
     /// Versions under the active epoch, of all.
     pub rewrapped: u64,
     pub total: u64,
+    /// Blobs that were ever wrapped under the active epoch, as far as they were counted.
+    pub wraps: u64,
+    pub made_at: Time,
+    /// How old it is by the log's time.
+    pub age: Span,
+    pub policy: KekPolicy,
+    /// Members that have not taken it in.
+    pub absent: Vec<NodeId>,
+    /// What is on its way out, and what needs it.
+    pub outgoing: Vec<Outgoing>,
 }
 
 /// A member, as the state has it and as it answered.
@@ -124,23 +138,39 @@ impl Custody {
                 let escrow = view::escrow(view, cluster.active_epoch)?;
                 let kits = kits::summaries(self.pinned(), &view::kits(view)?, &escrow);
                 let succession = view::successions(view)?.pop();
-                Ok((cluster, members, active, rewrapped, total, kits, succession))
+                let mut exposures = Vec::new();
+                for exposure in view::exposures(view)? {
+                    let versions = view::count_exposed(view, &exposure)?;
+                    exposures.push(ExposureView { exposure, versions });
+                }
+                let kek = KekFound {
+                    wraps: view::wraps(view, cluster.active_epoch)?.all,
+                    now: view::now(view)?,
+                    policy: view::kek_policy(view)?,
+                    active,
+                    rewrapped,
+                    total,
+                };
+                Ok((cluster, members, kek, kits, succession, exposures))
             })
             .await?;
-        let (cluster, members, active, rewrapped, total, kits, succession) = seen.value;
-        let (survey, backups, formats, recoveries) = tokio::join!(
+        let (cluster, members, kek, kits, succession, exposures) = seen.value;
+        let departing = self.departing()?;
+        let (survey, backups, formats, recoveries, keeps) = tokio::join!(
             self.survey(),
             self.backup_view(),
             self.ask_formats(FAN_OUT),
-            self.recoveries()
+            self.recoveries(),
+            self.keeps()
         );
         let survey = survey?;
         let peers = self.cluster_state().roster().peers();
-        let holders: Vec<&Member> = members
+        let active = kek.active;
+        let (holders, absent): (Vec<&Member>, Vec<&Member>) = members
             .iter()
             .filter(|member| member.standing != Standing::Removed)
-            .filter(|member| active.acknowledged.contains(&member.node))
-            .collect();
+            .partition(|member| active.acknowledged.contains(&member.node));
+        let outgoing = progress::outgoing(departing, &members, &keeps, backups.as_ref());
         let sites: std::collections::BTreeSet<String> = holders.iter().map(|m| site(m)).collect();
         let status = self.replica().status();
         let value = ClusterStatus {
@@ -158,14 +188,21 @@ impl Custody {
                 state: active.state,
                 copies: u32::try_from(holders.len()).unwrap_or(u32::MAX),
                 sites: u32::try_from(sites.len()).unwrap_or(u32::MAX),
-                rewrapped,
-                total,
+                rewrapped: kek.rewrapped,
+                total: kek.total,
+                wraps: kek.wraps,
+                made_at: active.made_at,
+                age: Span(kek.now.0.saturating_sub(active.made_at.0)),
+                policy: kek.policy,
+                absent: absent.iter().map(|member| member.node).collect(),
+                outgoing,
             },
             survives: domain::survives(&survey.halves),
             succession,
             nodes: survey.nodes,
             kits,
             backups,
+            exposures,
         };
         Ok(Seen { value, index: seen.index })
     }
@@ -273,6 +310,16 @@ impl Custody {
             fit: self.is_fit(),
         }
     }
+}
+
+/// What the state says of the active epoch.
+struct KekFound {
+    active: domain::KekEpoch,
+    rewrapped: u64,
+    total: u64,
+    wraps: u64,
+    now: Time,
+    policy: KekPolicy,
 }
 
 pub(super) struct Survey {

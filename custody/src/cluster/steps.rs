@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use domain::{
-    Cluster, Epoch, EpochState, KekEpoch, KekId, KitId, KitStatement, Member, NodeId, Standing,
-    Statement, Succession, Vote,
+    Cluster, Epoch, EpochState, Exposure, KEK_POLICY_FORMAT, KekEpoch, KekId, KekPolicy, KitId,
+    KitStatement, Member, NodeId, Span, Standing, Statement, Succession, Time, Vote, Wraps,
 };
 
 /// Whoever is this close to the end of the log is caught up: some tens of milliseconds under load.
@@ -41,6 +41,20 @@ pub(super) struct Facts {
     pub(super) formats: BTreeMap<NodeId, u16>,
     /// The cluster that this one takes the place of, if it does.
     pub(super) succession: Option<Succession>,
+    pub(super) policy: KekPolicy,
+    /// Those under the active epoch.
+    pub(super) wraps: Wraps,
+    /// The log's time.
+    pub(super) now: Time,
+    /// Slots that are in other hands.
+    pub(super) exposures: Vec<Exposure>,
+}
+
+/// Why a KEK is replaced though nobody asked for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Due {
+    Age,
+    Wraps,
 }
 
 /// Versions under an epoch.
@@ -80,6 +94,8 @@ pub(super) enum Step {
     Retire(Epoch),
     /// Give the keys of the cluster that was succeeded versions of this one.
     RotateSucceeded,
+    /// Give the keys that the lost slot of a node could open new versions.
+    RotateExposed(NodeId),
 }
 
 /// What is to be done, the most urgent first.
@@ -156,6 +172,13 @@ fn leader_steps(facts: &Facts) -> Vec<Step> {
     if facts.slot_healthy && facts.rotates() {
         steps.push(Step::RotateSucceeded);
     }
+    if facts.slot_healthy && facts.holds_active() {
+        let active = facts.cluster.active_epoch;
+        let next = facts.exposures.iter().find(|exposure| {
+            exposure.rotation.finished_at.is_none() && !exposure.epochs.contains(&active)
+        });
+        steps.extend(next.map(|exposure| Step::RotateExposed(exposure.node)));
+    }
     steps
 }
 
@@ -195,7 +218,33 @@ impl Facts {
         });
         let unescrowed = self.believed_kits.keys().any(|kit| !self.escrowed.contains(kit));
         let dropped = self.escrowed.iter().any(|kit| !self.kits.contains(kit));
-        known || left_out || gone || unescrowed || dropped
+        // Whoever holds a slot that was lost can open this one.
+        let exposed = self.exposures.iter().any(|lost| lost.epochs.contains(&latest.epoch));
+        let due = self.rotation_due().is_some();
+        known || left_out || gone || unescrowed || dropped || exposed || due
+    }
+
+    /// Why the active epoch has to be replaced by another, if it is old or used up. Nothing of the one
+    /// before may be left to move, and as much must have been wrapped since as was moved: a cap below
+    /// the number of blobs would never come to rest.
+    pub(super) fn rotation_due(&self) -> Option<Due> {
+        let active = self.epoch(self.cluster.active_epoch)?;
+        let counted = self.cluster.format >= KEK_POLICY_FORMAT;
+        let latest = self.cluster.latest_epoch == active.epoch;
+        let moving = self.epochs.iter().any(|epoch| {
+            let under = self.under(epoch.epoch);
+            epoch.state == EpochState::Draining && under.all > under.damaged
+        });
+        if !counted || !latest || moving {
+            return None;
+        }
+        let KekPolicy { rotation_period, wraps_max, .. } = self.policy;
+        let age = self.now.0.saturating_sub(active.made_at.0);
+        if rotation_period > Span(0) && age >= rotation_period.0 {
+            return Some(Due::Age);
+        }
+        let Wraps { all, moved } = self.wraps;
+        (all >= wraps_max.max(moved.saturating_mul(2))).then_some(Due::Wraps)
     }
 
     /// Keys of the cluster before still have to be rotated, and the KEK for it is in this slot.
@@ -317,6 +366,10 @@ mod tests {
             escrowed: BTreeSet::new(),
             formats: BTreeMap::new(),
             succession: None,
+            policy: KekPolicy::default(),
+            wraps: Wraps { all: 9, moved: 0 },
+            now: Time(0),
+            exposures: Vec::new(),
         }
     }
 
@@ -334,6 +387,20 @@ mod tests {
             latest_epoch: Epoch(latest),
             rotation: domain::Progress { finished_at, ..domain::Progress::default() },
         }
+    }
+
+    const DAY: u64 = 24 * 3_600_000;
+
+    /// A slot is in other hands; every epoch up to this one was in it.
+    fn lost(facts: &mut Facts, node: u64, latest: u32, finished: bool) {
+        let finished_at = finished.then_some(Time(2));
+        facts.exposures.push(Exposure {
+            node: NodeId(node),
+            name: String::new(),
+            at: Time(1),
+            epochs: (1..=latest).map(Epoch).collect(),
+            rotation: domain::Progress { finished_at, ..domain::Progress::default() },
+        });
     }
 
     fn admit(facts: &mut Facts, node: u64) {
@@ -372,6 +439,108 @@ mod tests {
                 },
                 &[Rewrap(Epoch(1)), RotateSucceeded],
             ),
+            ("the KEK is 90 days old", |facts| facts.now = Time(90 * DAY), &[MakeEpoch]),
+            ("the KEK is younger", |facts| facts.now = Time(90 * DAY - 1), &[]),
+            (
+                "the KEK may become as old as it likes",
+                |facts| {
+                    facts.now = Time(9_000 * DAY);
+                    facts.policy.rotation_period = Span(0);
+                },
+                &[],
+            ),
+            (
+                "the KEK is old, this node does not lead",
+                |facts| {
+                    facts.now = Time(90 * DAY);
+                    facts.leads = false;
+                },
+                &[],
+            ),
+            (
+                "the KEK is old, the format does not know",
+                |facts| {
+                    facts.now = Time(90 * DAY);
+                    facts.cluster.format = 2;
+                    facts.formats.clear();
+                },
+                &[],
+            ),
+            (
+                "the KEK is old, the next one is on its way",
+                |facts| {
+                    facts.now = Time(90 * DAY);
+                    facts.cluster.latest_epoch = Epoch(3);
+                    facts.epochs.push(epoch(3, EpochState::Distributing, &[1, 2, 3], &[1]));
+                    facts.held.insert(kek(3));
+                },
+                &[],
+            ),
+            (
+                "the KEK is old, and blobs of the one before are still to be moved",
+                |facts| {
+                    facts.now = Time(90 * DAY);
+                    draining(facts, 3, 0);
+                },
+                &[Rewrap(Epoch(1))],
+            ),
+            (
+                "the KEK is old, and what is left of the one before does not open",
+                |facts| {
+                    facts.now = Time(90 * DAY);
+                    draining(facts, 3, 3);
+                },
+                &[MakeEpoch],
+            ),
+            (
+                "the KEK has wrapped as much as it may",
+                |facts| facts.wraps.all = 1 << 30,
+                &[MakeEpoch],
+            ),
+            ("the KEK has wrapped less", |facts| facts.wraps.all = (1 << 30) - 1, &[]),
+            (
+                "moving the blobs alone reached the cap",
+                |facts| {
+                    facts.policy.wraps_max = 100;
+                    facts.wraps = Wraps { all: 199, moved: 100 };
+                },
+                &[],
+            ),
+            (
+                "the cap was reached by more than moving the blobs",
+                |facts| {
+                    facts.policy.wraps_max = 100;
+                    facts.wraps = Wraps { all: 200, moved: 100 };
+                },
+                &[MakeEpoch],
+            ),
+            (
+                "a slot was lost, the active KEK is in it",
+                |facts| lost(facts, 3, 2, false),
+                &[MakeEpoch],
+            ),
+            (
+                "a slot was lost, the KEK is a new one",
+                |facts| lost(facts, 3, 1, false),
+                &[RotateExposed(NodeId(3))],
+            ),
+            (
+                "two slots were lost, one after another",
+                |facts| {
+                    lost(facts, 3, 1, true);
+                    lost(facts, 4, 1, false);
+                },
+                &[RotateExposed(NodeId(4))],
+            ),
+            (
+                "a slot was lost, the KEK is new and not here",
+                |facts| {
+                    lost(facts, 3, 1, false);
+                    facts.held.clear();
+                },
+                &[Accept(Epoch(2))],
+            ),
+            ("what was exposed is rotated", |facts| lost(facts, 3, 1, true), &[]),
             ("every key was rotated", |facts| facts.succession = Some(succeeded(1, true)), &[]),
             ("the node moved", |facts| facts.moved = true, &[Move]),
             (

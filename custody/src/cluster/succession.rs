@@ -31,6 +31,7 @@ impl Custody {
     /// Rotates the next keys of the old cluster. Keys of the cluster itself are left as they are: their
     /// bytes are under the new KEK, and what they signed stays valid.
     pub(super) async fn rotate_succeeded(&self, until: Instant) -> Result<(), Error> {
+        let rate = self.rewrap_rate()?;
         let (last, keys, epoch) = self.replica().read(|view| {
             let last = view::successions(view)?.pop();
             let after = last.as_ref().and_then(|last| last.rotation.upto);
@@ -40,6 +41,7 @@ impl Custody {
         let Some(last) = last else { return Ok(()) };
         let upto = keys.last().map(|key| key.id);
         let passed = keys.len() as u64;
+        self.pace(rate, keys.len()).await;
         let mut items = Vec::new();
         for key in keys {
             let alive = matches!(key.state, KeyState::Enabled | KeyState::Disabled);

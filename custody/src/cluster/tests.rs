@@ -2,6 +2,7 @@
 
 mod authority;
 mod enrolment;
+mod exposures;
 mod formats;
 mod kits;
 
@@ -155,7 +156,6 @@ async fn assemble(
     let (stop, stopped) = watch::channel(false);
     let options = Options {
         caretaker_after: Duration::from_millis(1500),
-        rewrap_pause: Duration::ZERO,
         certificate: Some(CertificateOptions::default()),
         schedule: None,
     };

@@ -20,6 +20,7 @@ use crate::{Changed, Context, Custody, Error, Page, Seen};
 const TTL_MAX: Span = Span::from_hours(24 * 7);
 const USES_MAX: u32 = 1000;
 const TRANSFER: Duration = Duration::from_secs(5);
+const LEAVE: Duration = Duration::from_secs(5);
 const SNAPSHOT: Duration = Duration::from_mins(1);
 
 /// A page of what is forbidden.
@@ -169,21 +170,37 @@ impl Custody {
         node: NodeId,
         force: bool,
     ) -> Result<Changed<Member>, Error> {
+        let change = Change::SetStanding { node, standing: Standing::Removed };
+        self.depart(context, node, force, change).await
+    }
+
+    /// What `change` does to a node is to take it out; a slot that is lost may be of one that is out.
+    pub(super) async fn depart(
+        &self,
+        context: &Context,
+        node: NodeId,
+        force: bool,
+        change: Change,
+    ) -> Result<Changed<Member>, Error> {
         let gone = || Error::NotFound(format!("node {node}"));
         let (grant, seen) = self
             .facts::<ChangeCluster, _>(context, |view, _| {
                 view::member(view, node)?.ok_or_else(gone)
             })
             .await?;
-        let change = Change::SetStanding { node, standing: Standing::Removed };
+        let lost = matches!(change, Change::EvictLost { .. });
         if seen.value.standing == Standing::Removed {
             // The log knows whether it was this very request that did it.
             let done = self.propose(context, &grant, change).await?;
+            if lost {
+                self.cluster_state().wake.notify_one();
+                return member_of(done?);
+            }
             return member_of(done.map_err(|_| gone())?);
         }
         let survey = self.survey().await?;
         if let Some(why) = loses(&survey.halves, node)
-            && (!force || why == Loss::LastVoter)
+            && (why == Loss::LastVoter || !(force || lost && why == Loss::Margin))
         {
             return Err(Error::WrongState(why.to_string()));
         }
@@ -200,6 +217,13 @@ impl Custody {
             if !force {
                 return Err(Error::WrongState("no other node is fit to lead".into()));
             }
+        }
+        // Cut off, it acknowledges nothing; where the others can not change the voters without it, they
+        // are changed while it still takes part.
+        if needed_to_leave(&survey.halves, node) && !context.dry_run {
+            let until = Instant::now() + LEAVE;
+            let left = self.replica().remove(node, until).await;
+            left.map_err(|error| Error::WrongState(format!("the voters do not change: {error}")))?;
         }
         let done = self.commit(context, &grant, change).await?;
         self.cluster_state().wake.notify_one();
@@ -377,6 +401,14 @@ pub(super) fn loses(halves: &[Vec<Voter>], node: NodeId) -> Option<Loss> {
     (before > 0 && after == 0).then_some(Loss::Margin)
 }
 
+/// Whether the fit voters are no majority of those that vote now without this one.
+fn needed_to_leave(halves: &[Vec<Voter>], node: NodeId) -> bool {
+    let others = |half: &Vec<Voter>| {
+        half.iter().filter(|voter| voter.fit && voter.node != node).count() <= half.len() / 2
+    };
+    halves.iter().any(|half| half.iter().any(|voter| voter.node == node) && others(half))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,6 +435,21 @@ mod tests {
             ("+++", 9, None),
         ] {
             assert_eq!(loses(&voters(now), NodeId(node)), expected, "{now} without {node}");
+        }
+    }
+
+    #[test]
+    fn voters_that_are_needed_for_their_own_leaving() {
+        for (now, node, expected) in [
+            ("+++", 3, false),
+            ("++", 2, true),
+            ("++-+", 4, true),
+            ("++++", 4, false),
+            ("++-", 3, false),
+            ("+++--", 1, true),
+            ("+++", 9, false),
+        ] {
+            assert_eq!(needed_to_leave(&voters(now), NodeId(node)), expected, "{now}, {node}");
         }
     }
 }

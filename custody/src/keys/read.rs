@@ -1,6 +1,6 @@
 //! Keys and versions as they are, without their bytes.
 
-use domain::{Algorithm, Key, KeyState, KeyVersion, Version, view};
+use domain::{Algorithm, Key, KeyState, KeyVersion, Time, Version, view};
 
 use super::named;
 use crate::authorize::ReadKeys;
@@ -15,6 +15,13 @@ pub struct KeyFilter {
     pub state: Option<KeyState>,
     pub algorithm: Option<Algorithm>,
     pub label: Option<(String, String)>,
+}
+
+/// A version, and since when somebody with a lost slot and the log can open it.
+#[derive(Clone, Debug)]
+pub struct SeenVersion {
+    pub version: KeyVersion,
+    pub exposed_at: Option<Time>,
 }
 
 impl KeyFilter {
@@ -70,7 +77,7 @@ impl Custody {
         context: &Context,
         name: &str,
         page: Page,
-    ) -> Result<Seen<(Vec<KeyVersion>, Option<String>)>, Error> {
+    ) -> Result<Seen<(Vec<SeenVersion>, Option<String>)>, Error> {
         let after = match &page.after {
             Some(text) => Some(Version(text.parse().map_err(|_| {
                 Error::Invalid("`page_token` is not one that this list gave".into())
@@ -83,7 +90,12 @@ impl Custody {
             let more = versions.len() > page.size;
             versions.truncate(page.size);
             let next = versions.last().filter(|_| more).map(|last| last.version.to_string());
-            Ok((versions, next))
+            let exposures = view::exposures(view)?;
+            let seen = versions.into_iter().map(|version| {
+                let exposed_at = view::exposed_at(view, &exposures, key.id, &version)?;
+                Ok(SeenVersion { version, exposed_at })
+            });
+            Ok((seen.collect::<Result<_, Error>>()?, next))
         })
         .await
     }

@@ -57,9 +57,24 @@ impl Custody {
             return Ok(key);
         }
         let bound = Bound::of(self.lineage(), &usable.key, usable.version);
-        let key = Arc::new(wrapping::unwrap(self.slot(), &bound, &usable.wrapped).await?);
+        let mut key = wrapping::unwrap(self.slot(), &bound, &usable.wrapped).await;
+        if let Err(Error::HsmUnavailable) = key
+            && let Some(wrapped) = self.rewrapped(usable)?
+        {
+            key = wrapping::unwrap(self.slot(), &bound, &wrapped).await;
+        }
+        let key = Arc::new(key?);
         self.cache().put(usable.key.id, usable.version, Arc::clone(&key));
         Ok(key)
+    }
+
+    /// The same bytes under another KEK, if they were re-wrapped since they were read: the KEK of then
+    /// may be destroyed already.
+    fn rewrapped(&self, usable: &Usable) -> Result<Option<Wrapped>, Error> {
+        let (key, version) = (usable.key.id, usable.version);
+        let held = self.replica().read(|view| view::version(view, key, version))?;
+        let wrapped = held.and_then(|held| held.state.wrapped().cloned());
+        Ok(wrapped.filter(|wrapped| wrapped.epoch != usable.wrapped.epoch))
     }
 
     /// Whether this node's slot may be asked, before it is.

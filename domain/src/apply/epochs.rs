@@ -7,7 +7,7 @@ use super::{Applying, Stop};
 use crate::records::{at, read};
 use crate::{
     Cluster, Epoch, EpochState, KEK_POLICY_FORMAT, KekEpoch, KeyVersion, Member, NewEpoch, NodeId,
-    Receipt, Records, Reject, Rewrap, Standing, Vote,
+    Receipt, Records, Reject, Rewrap, Standing, Vote, Wraps,
 };
 
 impl<R: Records> Applying<'_, R> {
@@ -116,16 +116,18 @@ impl<R: Records> Applying<'_, R> {
             self.mark_exposed(&exposures, (from, active), *key, *version)?;
             moved += 1;
         }
-        self.count_wraps(active, u64::from(moved))?;
+        let wraps = u64::from(moved);
+        self.count_wraps(active, Wraps { all: wraps, moved: wraps })?;
         Ok(Receipt::Rewrapped(moved))
     }
 
     /// How many blobs were ever wrapped under an epoch is known from the format on that counts them.
-    pub(super) fn count_wraps(&mut self, epoch: Epoch, more: u64) -> Result<(), Stop> {
-        if more > 0 && self.cluster()?.format >= KEK_POLICY_FORMAT {
+    pub(super) fn count_wraps(&mut self, epoch: Epoch, more: Wraps) -> Result<(), Stop> {
+        if more.all > 0 && self.cluster()?.format >= KEK_POLICY_FORMAT {
             let record = at::wraps(epoch);
-            let wraps = read::<u64>(&self.draft, &record)?.unwrap_or(0);
-            self.draft.put(record, &wraps.saturating_add(more));
+            let Wraps { all, moved } = read(&self.draft, &record)?.unwrap_or_default();
+            let (all, moved) = (all.saturating_add(more.all), moved.saturating_add(more.moved));
+            self.draft.put(record, &Wraps { all, moved });
         }
         Ok(())
     }
@@ -133,9 +135,9 @@ impl<R: Records> Applying<'_, R> {
     /// What is under the epochs now is the least that was wrapped under them before.
     pub(super) fn begin_to_count_wraps(&mut self) -> Result<(), Stop> {
         for epoch in crate::view::epochs(&self.draft)? {
-            let under = crate::view::count_under(&self.draft, epoch.epoch)?;
-            if under > 0 {
-                self.draft.put(at::wraps(epoch.epoch), &under);
+            let all = crate::view::count_under(&self.draft, epoch.epoch)?;
+            if all > 0 {
+                self.draft.put(at::wraps(epoch.epoch), &Wraps { all, moved: 0 });
             }
         }
         Ok(())
@@ -155,8 +157,9 @@ impl<R: Records> Applying<'_, R> {
         held.state = EpochState::Retired;
         held.shares.clear();
         self.draft.put(at::epoch(epoch), &held);
-        if self.draft.get(&at::wraps(epoch))?.is_some() {
+        if self.cluster()?.format >= KEK_POLICY_FORMAT {
             self.draft.remove(at::wraps(epoch));
+            self.draft.put(at::retired(epoch), &self.revision);
         }
         self.drop_escrow(epoch)?;
         Ok(Receipt::Epoch(Box::new(held.without_shares())))

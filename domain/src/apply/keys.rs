@@ -5,7 +5,7 @@ use crate::records::at::{self, Due};
 use crate::records::read;
 use crate::{
     Broken, CreateKey, Epoch, Key, KeyId, KeyPatch, KeyState, KeyVersion, Namespace, Receipt,
-    Records, Reject, Rotation, Settings, Span, Target, Time, Version, VersionState, Wrapped,
+    Records, Reject, Rotation, Settings, Span, Target, Time, Version, VersionState, Wrapped, Wraps,
 };
 
 /// Destructions carried out by one tick.
@@ -300,7 +300,7 @@ impl<R: Records> Applying<'_, R> {
             return Err(Reject::StaleEpoch { active }.into());
         }
         self.count_under(active, id, version, Counting::Comes)?;
-        self.count_wraps(active, 1)?;
+        self.count_wraps(active, Wraps { all: 1, moved: 0 })?;
         let held = KeyVersion {
             version,
             created_at: self.now,

@@ -45,7 +45,7 @@ impl House {
     }
 
     fn wraps(&self, epoch: u32) -> u64 {
-        view::wraps(&self.records, Epoch(epoch)).unwrap()
+        view::wraps(&self.records, Epoch(epoch)).unwrap().all
     }
 }
 

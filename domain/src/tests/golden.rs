@@ -15,8 +15,8 @@ use crate::apply::memory::{Answered, Expiring, Memory};
 use crate::{
     Authority, Change, Cluster, Command, Enrolment, Exposure, FormerAuthority, Grant,
     GrantStatement, Join, JoinToken, KekEpoch, KekPolicy, Key, KeyVersion, Kit, KitStatement,
-    Member, Namespace, NextAuthority, Outcome, Settings, Statement, Succession, Time, Token,
-    TokenId, Undecodable, Voucher, decode, encode,
+    Member, Namespace, NextAuthority, Outcome, Revision, Settings, Statement, Succession, Time,
+    Token, TokenId, Undecodable, Voucher, Wraps, decode, encode,
 };
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
@@ -59,7 +59,8 @@ fn records(house: super::house::House) -> Vec<Sample> {
                 21 => again::<Kit>,
                 22 => again::<Vec<u8>>,
                 23 => again::<Succession>,
-                24 | 28 => again::<u64>,
+                24 => again::<Wraps>,
+                28 => again::<u64>,
                 25 => again::<KekPolicy>,
                 26 => again::<Exposure>,
                 27 => again::<()>,
@@ -67,6 +68,7 @@ fn records(house: super::house::House) -> Vec<Sample> {
                 30 => again::<Grant>,
                 31 => again::<NextAuthority>,
                 32 => again::<FormerAuthority>,
+                33 => again::<Revision>,
                 other => panic!("table {other} is not known here"),
             },
             name: hex::encode(record),

@@ -9,7 +9,7 @@ use crate::{
     KeyVersion, Kit, KitId, KitStatement, Lineage, Member, Namespace, NewEpoch, NoSuccession,
     NodeId, Operation, Operators, Outcome, Plan, Principal, Purpose, Receipt, Records, Reject,
     Revision, Role, Signature, Span, Standing, Statement, Target, Time, Token, TokenId, Version,
-    VersionState, Vote, Wrapped, apply, decode, encode, view,
+    VersionState, Vote, Wrapped, Wraps, apply, decode, encode, view,
 };
 
 pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -215,7 +215,7 @@ pub(super) fn check(records: &Map) {
     let active = cluster.map(|cluster| cluster.active_epoch);
     for epoch in view::epochs(records).unwrap() {
         let expected = under.remove(&epoch.epoch).unwrap_or_default();
-        let listed = view::under(records, epoch.epoch, usize::MAX).unwrap();
+        let listed = view::under(records, epoch.epoch, None, usize::MAX).unwrap();
         assert_eq!(listed.len(), expected.len(), "none is listed twice");
         assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected, "under {}", epoch.epoch);
         let counted = view::count_under(records, epoch.epoch).unwrap();
@@ -226,7 +226,8 @@ pub(super) fn check(records: &Map) {
             assert!(escrow.is_empty(), "{} is over and escrowed", epoch.epoch);
             assert!(expected.is_empty(), "{} is over and holds nothing", epoch.epoch);
         }
-        let wraps = view::wraps(records, epoch.epoch).unwrap();
+        let Wraps { all: wraps, moved } = view::wraps(records, epoch.epoch).unwrap();
+        assert!(moved <= wraps, "{moved} of {wraps} came from elsewhere");
         assert!(!counts_wraps || wraps >= counted, "{wraps} wraps under {}", epoch.epoch);
         assert!(epoch.state != EpochState::Retired || wraps == 0, "{} is over", epoch.epoch);
     }
