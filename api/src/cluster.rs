@@ -144,6 +144,26 @@ pub(crate) async fn rotate_kek(custody: Custody, call: Arc<Call>) -> Answer {
     })
 }
 
+pub(crate) async fn show_operators(custody: Custody, call: Arc<Call>) -> Answer {
+    Reply::seen(custody.operators(&call.context).await?, |seen| {
+        let bytes = |list: Vec<Vec<u8>>| list.into_iter().map(Into::into).collect();
+        Reply::json(&wire::ClusterOperators {
+            lineage_id: seen.lineage.to_string(),
+            number: seen.number,
+            operators: seen.operators.keys.iter().map(|key| key.to_vec().into()).collect(),
+            threshold: seen.operators.threshold.into(),
+            members: bytes(seen.members),
+            recovery_kits: bytes(seen.kits),
+        })
+    })
+}
+
+pub(crate) async fn rotate_operators(custody: Custody, call: Arc<Call>) -> Answer {
+    let wire::RotateOperators { statement, signatures } = call.json()?;
+    let rotated = custody.rotate_operators(&call.context, statement.0, &signatures.0).await?;
+    Reply::changed(rotated, |()| Ok(Reply::done()))
+}
+
 pub(crate) async fn show_ca(custody: Custody, call: Arc<Call>) -> Answer {
     Reply::seen(custody.authority(&call.context).await?, |authority| {
         Reply::json(&wire::ClusterCa {

@@ -8,6 +8,7 @@ mod stories {
     mod backup;
     mod bad_disk;
     mod bad_input;
+    mod enrolment;
     mod failover;
     mod full_disk;
     mod join;

@@ -73,6 +73,9 @@ pub enum Command {
         #[arg(long, value_name = "DURATION", default_value = "24h", requires = "wait")]
         timeout: Span,
     },
+    /// Who may admit members: show them, or hand over to others
+    #[command(subcommand)]
+    Operators(crate::operators::Command),
     /// Print the certificates that callers have to trust, as PEM
     Ca,
     /// Make another CA for the nodes' certificates; callers are to take up `cluster ca` before it issues
@@ -117,30 +120,32 @@ fn rate(text: &str) -> Result<u32, std::num::ParseIntError> {
 }
 
 pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure> {
-    let client = global.client()?;
+    // Some of it works without a cluster.
+    let client = || global.client();
     match command {
-        Command::Status => global.show(&client.cluster().await?, describe),
+        Command::Operators(command) => crate::operators::run(command, global).await,
+        Command::Status => global.show(&client()?.cluster().await?, describe),
         Command::JoinToken(token) => {
-            let made = token.run(&client).await?;
+            let made = token.run(&client()?).await?;
             global
                 .show(&made, |made| facts([("id", made.id.clone()), ("token", made.token.clone())]))
         }
         Command::JoinTokens => {
-            let all = wire::JoinTokens { join_tokens: client.join_tokens().await? };
+            let all = wire::JoinTokens { join_tokens: client()?.join_tokens().await? };
             global.show(&all, |all| enrolment::tokens_table(&all.join_tokens))
         }
         Command::RevokeJoinToken { token } => {
-            client.revoke_join_token(&token).await?;
+            client()?.revoke_join_token(&token).await?;
             done(&format!("revoked the join token {token}"))
         }
         Command::Joins => {
-            let all = wire::Joins { joins: client.joins().await? };
+            let all = wire::Joins { joins: client()?.joins().await? };
             global.show(&all, |all| enrolment::joins_table(&all.joins))
         }
-        Command::Approve(approve) => approve.run(&client).await,
+        Command::Approve(approve) => approve.run(&client()?).await,
         Command::Remove { node, force, yes } => {
             confirm(&format!("Remove node {node} for good?"), yes)?;
-            client.remove_node(node, force).await?;
+            client()?.remove_node(node, force).await?;
             done(&format!("removed node {node}"))
         }
         Command::Evict { node, hsm_lost, force, yes } => {
@@ -149,60 +154,60 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
                     &format!("Remove node {node}, and rotate every key that its HSM could open?"),
                     yes,
                 )?;
-                client.evict_lost(node, force).await?;
+                client()?.evict_lost(node, force).await?;
                 return done(&format!(
                     "removed node {node}; see `cluster exposed {node}` for what its HSM opens"
                 ));
             }
             confirm(&format!("Remove node {node} for good?"), yes)?;
-            client.remove_node(node, force).await?;
+            client()?.remove_node(node, force).await?;
             done(&format!("removed node {node}"))
         }
         Command::Exposed { node } => {
             let exposed = ExposedVersions {
-                versions: kek::exposed(&client, node).await?,
+                versions: kek::exposed(&client()?, node).await?,
                 next_page_token: None,
             };
             global.show(&exposed, |all| kek::exposed_table(&all.versions))
         }
         Command::TransferLeader { to } => {
-            client.transfer_leader(to).await?;
+            client()?.transfer_leader(to).await?;
             done("leadership is handed over")
         }
         Command::Cordon { node } => {
-            client.cordon(node).await?;
+            client()?.cordon(node).await?;
             done(&format!("cordoned node {node}"))
         }
         Command::Uncordon { node } => {
-            client.uncordon(node).await?;
+            client()?.uncordon(node).await?;
             done(&format!("uncordoned node {node}"))
         }
         Command::RotateKek { wait: true, timeout } => {
-            let made = client.rotate_kek().await?;
+            let made = client()?.rotate_kek().await?;
             let epoch = match made {
                 Some(kek) => kek.epoch,
                 // The answer was lost; what it made is the newest there is.
-                None => client.cluster().await?.kek.epoch,
+                None => client()?.cluster().await?.kek.epoch,
             };
             let limit = Duration::from_millis(timeout.0);
-            done(&kek::wait(&client, epoch, limit).await?)
+            done(&kek::wait(&client()?, epoch, limit).await?)
         }
-        Command::RotateKek { wait: false, .. } => match client.rotate_kek().await? {
+        Command::RotateKek { wait: false, .. } => match client()?.rotate_kek().await? {
             Some(kek) => global.show(&kek, |kek| format!("epoch {} is {}", kek.epoch, kek.state)),
             None => done("a new epoch of the KEK is on its way"),
         },
-        Command::Ca => global.show(&client.ca().await?, |ca| ca.bundle.trim_end().to_owned()),
+        Command::Ca => global.show(&client()?.ca().await?, |ca| ca.bundle.trim_end().to_owned()),
         Command::RotateCa(RotateCa { finish: true, .. }) => {
-            client.drop_former_ca().await?;
+            client()?.drop_former_ca().await?;
             done("the CA before is trusted no more")
         }
         Command::RotateCa(RotateCa { after, .. }) => {
-            client.rotate_ca(Some(after)).await?;
+            client()?.rotate_ca(Some(after)).await?;
             done(&format!(
                 "another CA issues in {after}: give callers what `cluster ca` prints before"
             ))
         }
-        Command::Snapshot => match client.snapshot().await? {
+        Command::Snapshot => match client()?.snapshot().await? {
             Some(snapshot) => {
                 global.show(&snapshot, |snapshot| format!("snapshot at index {}", snapshot.index))
             }
@@ -211,9 +216,9 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Settings(settings) => {
             let patch = settings.patch();
             let settings = if patch == SettingsPatch::default() {
-                client.settings().await?
+                client()?.settings().await?
             } else {
-                client.update_settings(&patch).await?
+                client()?.update_settings(&patch).await?
             };
             global.show(&settings, |settings: &Settings| {
                 facts([

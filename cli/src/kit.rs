@@ -344,7 +344,7 @@ fn read(file: &Path) -> Result<String, Failure> {
 }
 
 /// Only its owner reads it, and none is written over.
-fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(file)?;
     file.write_all(bytes)?;

@@ -15,6 +15,7 @@ mod global;
 mod kek;
 mod key;
 pub mod kit;
+mod operators;
 mod output;
 mod random;
 mod statement;

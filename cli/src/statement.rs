@@ -127,6 +127,68 @@ impl GrantStatement<'_> {
     }
 }
 
+/// Ed25519 public keys, and how many of them have to sign.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Operators {
+    pub(crate) keys: Vec<[u8; 32]>,
+    pub(crate) threshold: u16,
+}
+
+/// What operators sign to hand over to others, as the domain reads it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct OperatorsStatement {
+    pub(crate) lineage: [u8; LINEAGE],
+    pub(crate) number: u32,
+    pub(crate) before: Operators,
+    pub(crate) after: Operators,
+    pub(crate) vouched: Vec<[u8; 32]>,
+}
+
+impl OperatorsStatement {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![FORMAT];
+        bytes.extend_from_slice(&self.lineage);
+        varint(self.number.into(), &mut bytes);
+        for Operators { keys, threshold } in [&self.before, &self.after] {
+            list(keys, &mut bytes);
+            varint((*threshold).into(), &mut bytes);
+        }
+        list(&self.vouched, &mut bytes);
+        bytes
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let (&format, rest) = bytes.split_first().ok_or(Unreadable::Malformed)?;
+        if format != FORMAT {
+            return Err(Unreadable::Format(format));
+        }
+        let mut rest = Reader(rest);
+        let lineage = rest.take(LINEAGE)?.try_into().map_err(|_| Unreadable::Malformed)?;
+        let number = u32::try_from(rest.varint()?).map_err(|_| Unreadable::Malformed)?;
+        let (before, after) = (rest.operators()?, rest.operators()?);
+        let vouched = rest.list()?;
+        if !rest.0.is_empty() {
+            return Err(Unreadable::Malformed);
+        }
+        Ok(Self { lineage, number, before, after, vouched })
+    }
+}
+
+fn list(items: &[[u8; 32]], bytes: &mut Vec<u8>) {
+    varint(items.len() as u64, bytes);
+    items.iter().for_each(|item| bytes.extend_from_slice(item));
+}
+
+/// What a signed statement is called in an [`OperatorsStatement`].
+pub(crate) fn vouch(purpose: &str, statement: &[u8]) -> [u8; 32] {
+    let mut message = b"strongroom.vouch.v1".to_vec();
+    for part in [purpose.as_bytes(), statement] {
+        message.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        message.extend_from_slice(part);
+    }
+    sha256(&message)
+}
+
 fn varint(mut number: u64, bytes: &mut Vec<u8>) {
     while number >= 0x80 {
         bytes.push(0x80 | number.to_le_bytes()[0]);
@@ -159,6 +221,18 @@ impl<'a> Reader<'a> {
             }
         }
         Err(Unreadable::Malformed)
+    }
+
+    fn list(&mut self) -> Result<Vec<[u8; 32]>, Unreadable> {
+        let count = self.varint()?;
+        let item = |_| self.take(32)?.try_into().map_err(|_| Unreadable::Malformed);
+        (0..count).map(item).collect()
+    }
+
+    fn operators(&mut self) -> Result<Operators, Unreadable> {
+        let keys = self.list()?;
+        let threshold = u16::try_from(self.varint()?).map_err(|_| Unreadable::Malformed)?;
+        Ok(Operators { keys, threshold })
     }
 
     fn field(&mut self) -> Result<&'a [u8], Unreadable> {
@@ -220,6 +294,23 @@ mod tests {
             shares: 3,
         };
         assert_eq!(hex::encode(statement.to_bytes()), line);
+    }
+
+    /// As the domain's own story has it: three members, one operator before and three after.
+    #[test]
+    fn a_change_of_operators_is_written_as_the_domain_reads_it() {
+        let golden = include_str!("../../domain/tests/golden/statements.txt");
+        let line = |name: &str| {
+            let line = golden.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            hex::decode(line).unwrap()
+        };
+        let bytes = line("operators ");
+        let statement = OperatorsStatement::parse(&bytes).unwrap();
+        assert_eq!(statement.to_bytes(), bytes);
+        assert_eq!((statement.number, statement.vouched.len()), (1, 3));
+        assert_eq!((statement.before.threshold, statement.after.threshold), (1, 2));
+        assert_eq!(statement.after.keys, [[20; 32], [21; 32], [22; 32]]);
+        assert_eq!(statement.vouched[1], vouch("member", &line("statement ")), "that of node 2");
     }
 
     #[test]

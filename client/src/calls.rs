@@ -6,12 +6,13 @@ use http::Method;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use wire::recipient::{self, Sealed};
 use wire::{
-    Answer, Approve, Ciphertext, ClusterCa, ClusterStatus, CreateJoinToken, CreateKey, CreateToken,
-    CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt, ExposedVersions, GrantJoins, Health,
-    Input, Join, JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, Key, Keys, ListKeys,
-    MakeBackup, NodeId, Outcome, Page, PinRecoveryKit, Plaintext, Problem, Random, RandomRequest,
-    RecoveryKit, RecoveryKits, Reencrypt, RotateCa, ScheduleDestruction, Settings, SettingsPatch,
-    Snapshot, Span, Token, Tokens, Tombstones, TransferLeader, UpdateKey, Version, Versions,
+    Answer, Approve, Ciphertext, ClusterCa, ClusterOperators, ClusterStatus, CreateJoinToken,
+    CreateKey, CreateToken, CreatedToken, DataKey, DataKeyRequest, Decrypt, Encrypt,
+    ExposedVersions, GrantJoins, Health, Input, Join, JoinToken, JoinTokenStatus, JoinTokens,
+    Joins, Kek, Key, Keys, ListKeys, MakeBackup, NodeId, Outcome, Page, PinRecoveryKit, Plaintext,
+    Problem, Random, RandomRequest, RecoveryKit, RecoveryKits, Reencrypt, RotateCa,
+    RotateOperators, ScheduleDestruction, Settings, SettingsPatch, Snapshot, Span, Token, Tokens,
+    Tombstones, TransferLeader, UpdateKey, Version, Versions,
 };
 
 use crate::request::{Answered, encode};
@@ -104,6 +105,14 @@ impl Client {
 
     pub async fn rotate_kek(&self) -> Result<Option<Kek>, Error> {
         self.change::<(), _>("/v1/cluster/rotate-kek", None).await
+    }
+
+    pub async fn operators(&self) -> Result<ClusterOperators, Error> {
+        self.read("/v1/cluster/operators").await
+    }
+
+    pub async fn rotate_operators(&self, body: &RotateOperators) -> Result<(), Error> {
+        self.do_it("/v1/cluster/operators", Some(body)).await
     }
 
     /// What callers have to trust, where the cluster issues the nodes' certificates.

@@ -25,6 +25,9 @@ pub const GRANT: &str = "grant";
 /// The domain of signatures by a grant's key over members' statements.
 pub const GRANTED_MEMBER: &str = "granted-member";
 
+/// The domain of signatures over changes of the operators.
+pub const OPERATORS: &str = "operators";
+
 /// The private key of an operator; the CLI holds it for one command.
 pub struct OperatorKey(SigningKey);
 

@@ -115,7 +115,7 @@ impl Custody {
         &self.0.cache
     }
 
-    pub(crate) fn pinned(&self) -> &Pinned {
+    pub(crate) fn pinned(&self) -> Arc<Pinned> {
         self.0.cluster.roster().pinned()
     }
 

@@ -11,6 +11,7 @@ mod exposures;
 mod keys;
 mod kits;
 pub(crate) mod memory;
+mod operators;
 mod succession;
 mod tokens;
 
@@ -116,6 +117,7 @@ impl<R: Records> Applying<'_, R> {
                 | Change::GrantJoins { .. }
                 | Change::AdmitGranted { .. }
                 | Change::RotateAuthority { .. }
+                | Change::RotateOperators { .. }
         );
         let bytes = self.draft.largest();
         if brings_text && bytes > MAX_BROUGHT {
@@ -181,6 +183,7 @@ impl<R: Records> Applying<'_, R> {
             Change::RotateAuthority { authority, key, after } => {
                 self.rotate_authority(authority, key, *after)
             }
+            Change::RotateOperators { link } => self.rotate_operators(link),
             Change::AdvanceAuthority => self.advance_authority(),
             Change::DropFormerAuthority => self.drop_former_authority(),
             Change::RevokeJoinToken { id } => self.revoke_join_token(*id),

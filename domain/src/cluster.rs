@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{ClusterId, Epoch, Lineage, NodeId, Revision, Span, Time};
+use crate::{ClusterId, Epoch, Lineage, NodeId, Operators, Revision, Span, Time};
 
 /// The newest format of the state that this program knows. The format in force is in the state
 /// ([`Cluster::format`]); it selects the semantics of `apply` and the bytes under the digest.
@@ -11,7 +11,7 @@ use crate::{ClusterId, Epoch, Lineage, NodeId, Revision, Span, Time};
 /// 1. The first.
 /// 2. Recovery kits, epochs that are escrowed to them, succession.
 /// 3. Wraps counted by epoch, the policy of the KEK, lost slots and what they expose; enrolments:
-///    challenges, replacements, grants; rotation of the CA.
+///    challenges, replacements, grants; rotation of the CA and of the operators.
 pub const FORMAT: u16 = 3;
 
 /// The oldest format that this program reads, and the one in which every log begins:
@@ -32,13 +32,6 @@ pub struct NewerFormat {
 /// Whether a node that reads up to `most` reads `found`.
 pub fn readable(found: u16, most: u16) -> Result<(), NewerFormat> {
     if found > most { Err(NewerFormat { found, most }) } else { Ok(()) }
-}
-
-/// Who may admit members: `threshold` of these Ed25519 public keys must sign a statement.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Operators {
-    pub keys: Vec<[u8; 32]>,
-    pub threshold: u16,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -8,9 +8,9 @@ use thiserror::Error;
 use crate::{
     Algorithm, Application, Authority, ClusterId, Epoch, Grant, Join, JoinToken, KekEpoch, KekId,
     KekPolicy, KekPolicyPatch, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Lineage, Member,
-    Namespace, NextVersion, NodeId, Operation, Operators, Principal, Purpose, Revision, Role,
-    Settings, SettingsPatch, Signature, Span, Standing, Statement, Time, Token, TokenId, Version,
-    Vote, Wrapped,
+    Namespace, NextVersion, NodeId, Operation, Operators, OperatorsLink, Principal, Purpose,
+    Revision, Role, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time, Token,
+    TokenId, Version, Vote, Wrapped,
 };
 
 /// A change, complete in itself: ids, times and wrapped bytes were chosen by the proposer, so that
@@ -231,6 +231,10 @@ pub enum Change {
     /// Does what is due in a rotation of the CA.
     AdvanceAuthority,
     DropFormerAuthority,
+    /// Others may admit members from here on.
+    RotateOperators {
+        link: Box<OperatorsLink>,
+    },
 }
 
 impl Change {
@@ -277,7 +281,8 @@ impl Change {
             | Self::RevokeJoinToken { .. }
             | Self::RotateAuthority { .. }
             | Self::AdvanceAuthority
-            | Self::DropFormerAuthority => 3,
+            | Self::DropFormerAuthority
+            | Self::RotateOperators { .. } => 3,
         }
     }
 
@@ -313,7 +318,8 @@ impl Change {
             | Self::GrantJoins { .. }
             | Self::AdmitGranted { .. }
             | Self::RevokeJoinToken { .. }
-            | Self::DropFormerAuthority => true,
+            | Self::DropFormerAuthority
+            | Self::RotateOperators { .. } => true,
             Self::CreateKey(_)
             | Self::UpdateKey { .. }
             | Self::RotateKey { .. }

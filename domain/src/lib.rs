@@ -16,6 +16,7 @@ mod kek;
 mod key;
 mod kit;
 mod member;
+mod operators;
 mod records;
 mod settings;
 mod succession;
@@ -29,7 +30,7 @@ pub mod view;
 pub use apply::{apply, succeed};
 pub use cluster::{
     Authority, Cluster, FORMAT, FORMAT_OLDEST, FormerAuthority, NewerFormat, NextAuthority,
-    Operators, readable,
+    readable,
 };
 pub use command::{
     Answer, Change, Command, CreateKey, Idempotency, Initialise, KeyPatch, NewEpoch, Outcome,
@@ -44,6 +45,9 @@ pub use kek::{EpochState, KekEpoch, Wraps};
 pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionState, Wrapped};
 pub use kit::{Kit, KitStatement};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
+pub use operators::{
+    OPERATORS_MAX, Operators, OperatorsLink, OperatorsStatement, VOUCHED_KIT, VOUCHED_MEMBER, vouch,
+};
 pub use records::{Broken, Changes, Draft, Record, Records, scan_over};
 pub use settings::{KEK_POLICY_FORMAT, KekPolicy, KekPolicyPatch, Settings, SettingsPatch};
 pub use succession::{

@@ -202,6 +202,7 @@ pub(crate) mod at {
     const NEXT_AUTHORITY: u8 = 31;
     const FORMER_AUTHORITY: u8 = 32;
     const RETIRED: u8 = 33;
+    pub(crate) const OPERATORS: u8 = 34;
 
     fn join(table: u8, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = vec![table];
@@ -337,6 +338,9 @@ pub(crate) mod at {
     }
     pub(crate) fn former_authority() -> Vec<u8> {
         vec![FORMER_AUTHORITY]
+    }
+    pub(crate) fn operators_link(number: u32) -> Vec<u8> {
+        join(OPERATORS, &[&number.to_be_bytes()])
     }
     pub(crate) fn enrolment(node: NodeId) -> Vec<u8> {
         join(ENROLMENT, &[&node.0.to_be_bytes()])

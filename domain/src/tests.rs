@@ -13,6 +13,7 @@ mod kits;
 mod laws;
 mod members;
 mod memory;
+mod operators;
 mod samples;
 mod succession;
 mod tokens;

@@ -9,8 +9,8 @@ use crate::records::{parse, read};
 use crate::{
     Authority, Broken, Cluster, Enrolment, Epoch, Exposure, Forbidden, FormerAuthority, Grant,
     Join, JoinToken, KekEpoch, KekPolicy, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member,
-    Namespace, NextAuthority, NodeId, Records, Revision, Settings, Succession, Time, Token,
-    TokenId, Tombstone, Version, VersionState, Wraps,
+    Namespace, NextAuthority, NodeId, OperatorsLink, Records, Revision, Settings, Succession, Time,
+    Token, TokenId, Tombstone, Version, VersionState, Wraps,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -162,6 +162,11 @@ pub fn trusted_authorities(records: &impl Records) -> Result<Vec<String>, Broken
         former_authority(records)?.map(|former| former.authority),
     ];
     Ok(all.into_iter().flatten().map(|authority| authority.certificate_pem).collect())
+}
+
+/// How the operators changed, from the first on.
+pub fn operators_links(records: &impl Records) -> Result<Vec<OperatorsLink>, Broken> {
+    table(records, at::OPERATORS)
 }
 
 /// What is known of a join that was asked for in format 3 or later.

@@ -2,6 +2,7 @@
 //! belongs to, under which id, and the operators it believes, written at init or join; and who the
 //! members are, written again when they change.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -74,6 +75,11 @@ struct Document {
     lineage_id: String,
     operators: Vec<String>,
     threshold: u16,
+    /// How often the operators changed, and what the ones before signed that they stand by.
+    #[serde(default, skip_serializing_if = "never")]
+    operators_number: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    vouched: Vec<String>,
     seeds: Vec<String>,
     /// Named by those that were restored or recovered. Naming it here makes the step from one replica
     /// to another one rename.
@@ -242,6 +248,11 @@ fn is_harmless(name: &std::ffi::OsStr) -> bool {
         || name.ends_with(".log")
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn never(number: &u32) -> bool {
+    *number == 0
+}
+
 /// One directory in the data directory.
 fn replica_name(name: Option<String>) -> Option<String> {
     let name = name.unwrap_or_else(|| REPLICA.into());
@@ -258,7 +269,7 @@ impl Local {
     }
 
     fn to_document(&self) -> Document {
-        let Pinned { lineage, operators } = &self.pinned;
+        let Pinned { lineage, operators, number, vouched } = &self.pinned;
         Document {
             format: FORMAT,
             node_id: self.node.0,
@@ -267,6 +278,8 @@ impl Local {
             lineage_id: lineage.to_string(),
             operators: operators.keys.iter().map(|key| STANDARD.encode(key)).collect(),
             threshold: operators.threshold,
+            operators_number: *number,
+            vouched: vouched.iter().map(|vouched| STANDARD.encode(vouched)).collect(),
             seeds: self.seeds.iter().map(|seed| STANDARD.encode(domain::encode(seed))).collect(),
             replica: (self.replica != REPLICA).then(|| self.replica.clone()),
         }
@@ -276,11 +289,9 @@ impl Local {
         if document.format != FORMAT {
             return None;
         }
-        let keys: Option<Vec<[u8; 32]>> = document
-            .operators
-            .iter()
-            .map(|key| STANDARD.decode(key).ok()?.try_into().ok())
-            .collect();
+        let bytes = |text: &String| STANDARD.decode(text).ok()?.try_into().ok();
+        let keys: Option<Vec<[u8; 32]>> = document.operators.iter().map(bytes).collect();
+        let vouched: Option<BTreeSet<[u8; 32]>> = document.vouched.iter().map(bytes).collect();
         let seeds: Option<Vec<Member>> = document
             .seeds
             .iter()
@@ -293,6 +304,8 @@ impl Local {
             pinned: Pinned {
                 lineage: Lineage::parse(&document.lineage_id)?,
                 operators: Operators { keys: keys?, threshold: document.threshold },
+                number: document.operators_number,
+                vouched: vouched?,
             },
             seeds: seeds?,
             replica: replica_name(document.replica)?,
@@ -319,6 +332,8 @@ mod tests {
             pinned: Pinned {
                 lineage: Lineage([2; 16]),
                 operators: Operators { keys: vec![[3; 32]], threshold: 1 },
+                number: 2,
+                vouched: [[4; 32]].into(),
             },
             seeds: Vec::new(),
             replica: "replica-3".into(),

@@ -126,7 +126,8 @@ pub(crate) fn decide<R: Records>(
              it. Nothing was changed"
         ));
     }
-    let pinned = Pinned { lineage: cluster.lineage, operators: cluster.operators.clone() };
+    let links = view::operators_links(before.records).map_err(text)?;
+    let pinned = Pinned::latest(cluster.lineage, cluster.operators.clone(), &links);
     let member = first_member(config, keys, &pinned, cluster.next_node, &wanted.operator_keys)?;
     let (callers, token) = if wanted.drop_tokens {
         let (token, text) = bootstrap_token()?;

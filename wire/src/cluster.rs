@@ -375,6 +375,34 @@ pub struct RotateCa {
     pub after: Option<Span>,
 }
 
+/// `GET /v1/cluster/operators`: who may admit members, and what they signed for that is in force.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ClusterOperators {
+    pub lineage_id: String,
+    /// How often they changed.
+    pub number: u32,
+    /// Ed25519 public keys.
+    pub operators: Vec<Bytes64>,
+    /// How many of them have to sign.
+    pub threshold: u32,
+    /// The signed statements about the members; the next operators stand by them.
+    pub members: Vec<Bytes64>,
+    /// Those about recovery kits.
+    pub recovery_kits: Vec<Bytes64>,
+}
+
+/// `POST /v1/cluster/operators`: others may admit members from here on.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RotateOperators {
+    pub statement: Bytes64,
+    /// Ed25519 signatures of enough operators before and of every one after, 64 bytes each, one after
+    /// another.
+    pub signatures: Bytes64,
+}
+
 /// `GET /v1/cluster/join-tokens`
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

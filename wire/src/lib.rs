@@ -23,11 +23,11 @@ mod token;
 pub use backup::{BackupStatus, MakeBackup, Tombstone, TombstoneState, Tombstones};
 pub use bytes::{Bytes64, NotBase64, SecretBase64};
 pub use cluster::{
-    Approve, ClusterCa, ClusterStatus, CreateJoinToken, ExposedVersion, ExposedVersions, Exposure,
-    FormatSwitch, FormatWait, FormatWaitReason, GrantJoins, Join, JoinToken, JoinTokenStatus,
-    JoinTokens, Joins, Kek, KekState, MemberRole, NodeHsm, NodeRecovery, NodeStatus, OutgoingEpoch,
-    RecoveryPath, RotateCa, Settings, SettingsPatch, Snapshot, StateDigest, Succession,
-    SuccessionCause, Survives, TransferLeader,
+    Approve, ClusterCa, ClusterOperators, ClusterStatus, CreateJoinToken, ExposedVersion,
+    ExposedVersions, Exposure, FormatSwitch, FormatWait, FormatWaitReason, GrantJoins, Join,
+    JoinToken, JoinTokenStatus, JoinTokens, Joins, Kek, KekState, MemberRole, NodeHsm,
+    NodeRecovery, NodeStatus, OutgoingEpoch, RecoveryPath, RotateCa, RotateOperators, Settings,
+    SettingsPatch, Snapshot, StateDigest, Succession, SuccessionCause, Survives, TransferLeader,
 };
 pub use key::{
     Algorithm, CreateKey, Key, KeyState, Keys, Purpose, Rotation, RotationPatch, RotationRequest,

@@ -5,11 +5,12 @@
 //! the member must not answer any more, and the removal must not hurt what `survives`. The old one
 //! goes in the same command in which the new one comes.
 
+use std::time::Duration;
+
 use domain::{
     Application, Change, ENROLMENT_FORMAT, Grant, Join, JoinStatus, KekEpoch, Member, NodeId,
     Receipt, Reject, Signature, Standing, Statement, Voucher, view,
 };
-use std::time::Duration;
 use tokio::time::Instant;
 
 use super::challenge::Asker;
@@ -29,7 +30,11 @@ pub(super) async fn answer(custody: &Custody, spki: &[u8], request: Request) -> 
         Request::Apply(apply) => Asked::New(*apply),
         Request::Prove(proof) => Asked::Proved(*proof),
         Request::Vouch(vouched) => Asked::Vouched(*vouched),
-        Request::Who | Request::Introduce(_) | Request::Format => {
+        Request::Who
+        | Request::Introduce(_)
+        | Request::Format
+        | Request::Operators
+        | Request::Follow(_) => {
             return Answer::Refused("only a request to join is relayed".into());
         }
     };
@@ -37,7 +42,7 @@ pub(super) async fn answer(custody: &Custody, spki: &[u8], request: Request) -> 
     if asked.ask().identity != spki {
         return Answer::Refused("the identity key is not the one of the connection".into());
     }
-    match custody.consider(asked).await {
+    match custody.consider(&asked).await {
         Ok(answer) => answer,
         Err(
             error @ (Error::Forbidden
@@ -97,7 +102,7 @@ struct Known {
 }
 
 impl Custody {
-    async fn consider(&self, asked: Asked) -> Result<Answer, Error> {
+    async fn consider(&self, asked: &Asked) -> Result<Answer, Error> {
         let ask = asked.ask();
         let ticket = Ticket::parse(&ask.token).ok_or(Error::Forbidden)?;
         let digest = crypto::sha256(ask.token.as_bytes());
@@ -108,7 +113,7 @@ impl Custody {
         if let Some(join) = &known.join {
             match join.status {
                 JoinStatus::AwaitingApproval => {
-                    return self.awaiting(&known, join.clone(), &asked, until).await;
+                    return self.awaiting(&known, join.clone(), asked, until).await;
                 }
                 JoinStatus::Approved if self.has_run(join.node)? => lost = Some(join.node),
                 JoinStatus::Approved => return self.admission(join.node),
@@ -125,7 +130,7 @@ impl Custody {
         if !known.usable {
             return Err(Error::Forbidden);
         }
-        let replaces = self.place(&known, &asked, lost)?;
+        let replaces = self.place(&known, asked, lost)?;
         if let Some(replaced) = replaces {
             self.may_go(replaced).await?;
         }
@@ -135,7 +140,7 @@ impl Custody {
             enrolment: &ask.enrolment,
             identity: &ask.identity,
         };
-        let Asked::Proved(Proof { challenge, sealed, .. }) = &asked else {
+        let Asked::Proved(Proof { challenge, sealed, .. }) = asked else {
             if matches!(asked, Asked::Plainly(_)) {
                 let why = "it does not answer the challenge that format 3 asks for";
                 return Err(Error::Invalid(why.into()));
@@ -285,12 +290,12 @@ impl Custody {
             self.may_go(replaced).await?;
         }
         let statement = join.statement.to_bytes();
-        let by = operators::verify_grant(self.pinned(), grant)
+        let by = operators::verify_grant(&self.pinned(), grant)
             .map_err(|refused| Error::Invalid(format!("the grant: {refused}")))?
             .key;
         let voucher = Voucher { grant: grant.clone(), signature: signature.clone() };
         let signatures = vec![Signature { by, bytes: domain::encode(&voucher) }];
-        operators::verify_bytes(self.pinned(), node, &statement, &signatures)
+        operators::verify_bytes(&self.pinned(), node, &statement, &signatures)
             .map_err(|refused| Error::Invalid(refused.to_string()))?;
         self.change_cluster(Change::AdmitGranted { node, statement, signatures }, until).await?;
         self.admitted(node)?;

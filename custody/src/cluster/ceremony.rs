@@ -144,7 +144,7 @@ impl Custody {
         let held = self.held(&epochs, slot_healthy).await;
         let statements = members
             .iter()
-            .filter_map(|member| operators::verify(self.pinned(), member).ok())
+            .filter_map(|member| operators::verify(&self.pinned(), member).ok())
             .map(|statement| (statement.node, statement))
             .collect();
         let moved = members.iter().any(|member| {
@@ -176,7 +176,7 @@ impl Custody {
             moved,
             raft,
             kits: pinned_kits.iter().filter_map(kits::id).collect(),
-            believed_kits: lock(&self.cluster_state().kits).of(self.pinned(), &pinned_kits),
+            believed_kits: lock(&self.cluster_state().kits).of(&self.pinned(), &pinned_kits),
             escrowed,
             formats: lock(&self.cluster_state().formats).clone(),
             succession,

@@ -92,9 +92,9 @@ pub async fn found(
     operators: Operators,
     signatures: &[u8],
 ) -> Result<Founded, InitError> {
-    operators::check(&operators).map_err(InitError::Operators)?;
+    operators.check().map_err(InitError::Operators)?;
     let Prepared { cluster, statement } = prepared;
-    let pinned = Pinned { lineage: statement.lineage, operators };
+    let pinned = Pinned::first(statement.lineage, operators);
     let bytes = statement.to_bytes();
     let now = now();
     let member = Member {

@@ -79,6 +79,11 @@ impl Custody {
         }
         let mut members: Vec<Member> = self.replica().read(|view| view::members(view))?;
         members.retain(|member| member.standing != Standing::Removed);
+        let links = self.replica().read(|view| view::operators_links(view))?;
+        if !links.is_empty() {
+            let request = Bytes::from(domain::encode(&Request::Follow(links)));
+            server.call(request, deadline).await.map_err(failed)?;
+        }
         let request = Bytes::from(domain::encode(&Request::Introduce(members)));
         let answer = server.call(request, deadline).await.map_err(failed)?;
         match domain::decode(&answer) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crypto::sign::{GRANTED_MEMBER, OperatorKey};
 use domain::{
     ClusterId, ENROLMENT_FORMAT, FORMAT_OLDEST, Grant, Lineage, Member, NodeId, Operators,
-    Standing, Statement, TokenId, view,
+    OperatorsLink, OperatorsStatement, Standing, Statement, TokenId, view,
 };
 use hsm::{HsmError, NodeKeys, Slot};
 use peers::{Bytes, CallError, Caller, Introduction, Peers, Refusal};
@@ -44,6 +44,10 @@ pub(super) enum Request {
     Prove(Box<Proof>),
     /// The joiner's own statement, signed with the key of its token's grant.
     Vouch(Box<Vouched>),
+    /// How did the operators change? Asked in format 3 and later.
+    Operators,
+    /// Before `Introduce`, by a member whom others signed for than those the server knows.
+    Follow(Vec<OperatorsLink>),
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -71,6 +75,9 @@ pub(super) enum Answer {
     Grantable {
         statement: Statement,
         grant: Grant,
+    },
+    Operators {
+        links: Vec<OperatorsLink>,
     },
 }
 
@@ -222,6 +229,11 @@ impl Custody {
         let answer = match asked {
             Request::Who => self.presence(),
             Request::Format => self.format(),
+            Request::Operators => self.operators_links(),
+            Request::Follow(links) => {
+                self.cluster_state().roster().follow(&links);
+                Answer::Introduced
+            }
             Request::Introduce(members) => self.meet(&spki, members),
             asked @ (Request::Ask(_)
             | Request::Apply(_)
@@ -253,6 +265,13 @@ impl Custody {
         }
     }
 
+    fn operators_links(&self) -> Answer {
+        match self.replica().read(|view| view::operators_links(view)) {
+            Ok(links) => Answer::Operators { links },
+            Err(broken) => Answer::Unavailable(broken.to_string()),
+        }
+    }
+
     fn format(&self) -> Answer {
         match self.replica().read(|view| view::cluster(view)) {
             Ok(Some(cluster)) => Answer::Format { current: cluster.format },
@@ -269,7 +288,7 @@ impl Custody {
         };
         // One statement is verified for a stranger, however many it brings.
         let named = members.iter().find(names);
-        if named.is_none_or(|member| operators::verify(self.pinned(), member).is_err()) {
+        if named.is_none_or(|member| operators::verify(&self.pinned(), member).is_err()) {
             return Answer::Refused("no operator signed for this key".into());
         }
         if named.is_some_and(|member| !self.cluster_state().roster().may_be_ours(member.node)) {
@@ -388,23 +407,40 @@ impl Asking<'_> {
         let deadline = Instant::now() + CALL;
         let server = peers.introduce(address, deadline).await?;
         let answer = server.call(Bytes::from(domain::encode(&Request::Who)), deadline).await?;
-        let pinned = match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
-            Answer::Presence { operators, member } => {
-                self.ticket.believe(operators, &member, &server.server_spki)?
-            }
+        let (operators, member) = match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
+            Answer::Presence { operators, member } => (operators, member),
             Answer::Unavailable(why) => return Err(Doubt::Unavailable(why)),
             Answer::Pending { .. }
             | Answer::Admitted(_)
             | Answer::Introduced
+            | Answer::Refused(_)
             | Answer::Format { .. }
             | Answer::Challenge(_)
             | Answer::Grantable { .. }
-            | Answer::Refused(_) => return Err(Doubt::Unexpected),
+            | Answer::Operators { .. } => return Err(Doubt::Unexpected),
         };
         let current = self.format(&server, deadline).await?;
         if let Err(newer) = domain::readable(current, self.me.format_max) {
             return Ok(Heard::Refused(newer.to_string()));
         }
+        let links = if current < ENROLMENT_FORMAT {
+            Vec::new()
+        } else {
+            match tell(&server, &Request::Operators, deadline).await? {
+                Answer::Operators { links } => links,
+                Answer::Unavailable(why) => return Err(Doubt::Unavailable(why)),
+                Answer::Presence { .. }
+                | Answer::Pending { .. }
+                | Answer::Admitted(_)
+                | Answer::Introduced
+                | Answer::Refused(_)
+                | Answer::Format { .. }
+                | Answer::Challenge(_)
+                | Answer::Grantable { .. } => return Err(Doubt::Unexpected),
+            }
+        };
+        let pinned = self.ticket.pins(operators, &links)?;
+        self.ticket.believe(&pinned, &member, &server.server_spki)?;
         // Only now is the token shown.
         let request = if current < ENROLMENT_FORMAT {
             Request::Ask(Box::new(self.question()))
@@ -441,6 +477,7 @@ impl Asking<'_> {
             | Answer::Introduced
             | Answer::Format { .. }
             | Answer::Challenge(_)
+            | Answer::Operators { .. }
             | Answer::Grantable { .. } => Err(Doubt::Unexpected),
         }
     }
@@ -483,6 +520,7 @@ impl Asking<'_> {
                 | Answer::Introduced
                 | Answer::Challenge(_)
                 | Answer::Grantable { .. }
+                | Answer::Operators { .. }
                 | Answer::Refused(_) => Err(Doubt::Unexpected),
             },
             Err(CallError::Refused(Refusal::Invalid(_))) => Ok(FORMAT_OLDEST),
@@ -513,25 +551,40 @@ impl Asking<'_> {
 }
 
 impl Ticket {
-    /// Believes a server if the token's operators signed for the key that it proved.
-    fn believe(
-        &self,
-        operators: Operators,
-        member: &Member,
-        proved: &[u8],
-    ) -> Result<Pinned, Doubt> {
-        if operators::digest(&operators) != self.operators {
-            return Err(Doubt::Foreign("the token names other operators"));
-        }
-        let pinned = Pinned { lineage: self.lineage, operators };
-        let statement = operators::verify(&pinned, member)?;
+    /// The operators that the token names, or those after them: pins begin with the token's, and move
+    /// along signed changes. Where the token names operators that came by a change, that change is
+    /// signed by all of them, so it says what else they stand by.
+    fn pins(&self, operators: Operators, links: &[OperatorsLink]) -> Result<Pinned, Doubt> {
+        let named = |operators: &Operators| operators::digest(operators) == self.operators;
+        let came = links
+            .iter()
+            .rev()
+            .filter_map(|link| operators::proved_link(self.lineage, link).ok())
+            .find(|statement| named(&statement.after));
+        let began = || {
+            let first = domain::decode::<OperatorsStatement>(&links.first()?.statement).ok()?;
+            named(&first.before).then(|| Pinned::first(self.lineage, first.before))
+        };
+        let pinned = match came {
+            Some(statement) => Some(Pinned::of_link(self.lineage, statement)),
+            None => began(),
+        };
+        let unchanged =
+            || named(&operators).then(|| Pinned::first(self.lineage, operators.clone()));
+        let pinned = pinned.or_else(unchanged);
+        Ok(pinned.ok_or(Doubt::Foreign("the token names other operators"))?.after(links))
+    }
+
+    /// Believes a server if the operators signed for the key that it proved.
+    fn believe(&self, pinned: &Pinned, member: &Member, proved: &[u8]) -> Result<(), Doubt> {
+        let statement = operators::verify(pinned, member)?;
         if member.standing == Standing::Removed {
             return Err(Doubt::Foreign("it was removed"));
         }
         if statement.identity != proved {
             return Err(Doubt::Foreign("its key is not the one that is signed for"));
         }
-        Ok(pinned)
+        Ok(())
     }
 }
 
@@ -589,7 +642,9 @@ mod tests {
         let server = statement(1);
         let signed = member(&server, &[&keys[0]]);
         let believe = |operators: &Operators, member: &Member, proved: &[u8]| {
-            ticket.believe(operators.clone(), member, proved).is_ok()
+            ticket
+                .pins(operators.clone(), &[])
+                .is_ok_and(|pinned| ticket.believe(&pinned, member, proved).is_ok())
         };
         let ours = &pinned.operators;
         assert!(believe(ours, &signed, &server.identity));

@@ -111,7 +111,7 @@ impl Custody {
     /// The kits with all that a drill needs. What is wrapped to a kit is no secret, but nobody else's
     /// business either.
     pub async fn recovery_kits(&self, context: &Context) -> Result<Seen<Vec<KitView>>, Error> {
-        let pinned = self.pinned().clone();
+        let pinned = self.pinned();
         self.look::<ReadEscrow, _>(context, |view, _| {
             let epochs = view::epochs(view)?;
             let kits = view::kits(view)?;
@@ -137,8 +137,8 @@ impl Custody {
     ) -> Result<Changed<KitStatement>, Error> {
         let grant = self.admit::<ChangeCluster>(context).await?;
         let signatures =
-            operators::attribute(self.pinned(), crypto::sign::KIT, &statement, signatures);
-        let read = match operators::verify_kit(self.pinned(), &statement, &signatures) {
+            operators::attribute(&self.pinned(), crypto::sign::KIT, &statement, signatures);
+        let read = match operators::verify_kit(&self.pinned(), &statement, &signatures) {
             Ok(read) => read,
             Err(refused) => {
                 tracing::warn!(%refused, "a recovery kit is not signed as it must be");

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use crypto::sign::OperatorPublic;
 use domain::{
-    Grant, GrantStatement, KitStatement, Lineage, Member, NodeId, Operators, Signature, Statement,
-    Voucher,
+    Grant, GrantStatement, KitStatement, Lineage, Member, NodeId, Operators, OperatorsLink,
+    OperatorsStatement, Signature, Statement, Voucher,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -26,7 +26,12 @@ const SIGNATURE: usize = 64;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Pinned {
     pub lineage: Lineage,
+    /// As they are now.
     pub operators: Operators,
+    /// How often they changed.
+    pub number: u32,
+    /// What operators before them signed and these stand by, as in the link that brought them.
+    pub vouched: BTreeSet<[u8; 32]>,
 }
 
 /// Why a member is not believed.
@@ -46,6 +51,10 @@ pub enum Refused {
     NotGranted(String),
     #[error("the grant's key did not sign the statement")]
     NotVouched,
+    #[error("the change of the operators does not follow on those that are pinned")]
+    NoLink,
+    #[error("not every new operator signed the change")]
+    NotProved,
 }
 
 /// The statement about a member, if enough of the pinned operators signed exactly these bytes.
@@ -75,6 +84,9 @@ pub(super) fn verify_bytes(
     if statement.node != node {
         return Err(Refused::OtherNode { expected: node, found: statement.node });
     }
+    if pinned.vouched.contains(&domain::vouch(domain::VOUCHED_MEMBER, bytes)) {
+        return Ok(statement);
+    }
     // A member under a grant has one signature, that of the grant's key, in which the grant is.
     let voucher = match signatures {
         [Signature { bytes, .. }] if bytes.len() != SIGNATURE => {
@@ -83,7 +95,7 @@ pub(super) fn verify_bytes(
         _ => None,
     };
     match voucher {
-        None => check_signers(pinned, DOMAIN, bytes, signatures)?,
+        None => check_signers(&pinned.operators, DOMAIN, bytes, signatures)?,
         Some(voucher) => check_voucher(pinned, &voucher, &statement, bytes)?,
     }
     Ok(statement)
@@ -115,7 +127,7 @@ pub(super) fn verify_grant(pinned: &Pinned, grant: &Grant) -> Result<GrantStatem
     if statement.lineage != pinned.lineage {
         return Err(Refused::ForeignLineage { found: statement.lineage });
     }
-    check_signers(pinned, crypto::sign::GRANT, bytes, &grant.signatures)?;
+    check_signers(&pinned.operators, crypto::sign::GRANT, bytes, &grant.signatures)?;
     Ok(statement)
 }
 
@@ -132,12 +144,14 @@ pub fn verify_kit(
     if statement.lineage != pinned.lineage {
         return Err(Refused::ForeignLineage { found: statement.lineage });
     }
-    check_signers(pinned, crypto::sign::KIT, bytes, signatures)?;
+    if !pinned.vouched.contains(&domain::vouch(domain::VOUCHED_KIT, bytes)) {
+        check_signers(&pinned.operators, crypto::sign::KIT, bytes, signatures)?;
+    }
     Ok(statement)
 }
 
 fn check_signers(
-    pinned: &Pinned,
+    operators: &Operators,
     domain: &str,
     bytes: &[u8],
     signatures: &[Signature],
@@ -150,9 +164,9 @@ fn check_signers(
             OperatorPublic(**key).verify(domain, bytes, &signature.bytes).is_ok()
         })
     };
-    let signers: BTreeSet<&[u8; 32]> = pinned.operators.keys.iter().filter(signed).collect();
+    let signers: BTreeSet<&[u8; 32]> = operators.keys.iter().filter(signed).collect();
     // A threshold of nobody would admit everybody.
-    let expected = pinned.operators.threshold.max(1);
+    let expected = operators.threshold.max(1);
     if signers.len() < usize::from(expected) {
         return Err(Refused::TooFewSigners { expected, found: signers.len() });
     }
@@ -180,17 +194,42 @@ pub(super) fn attribute(
     signatures.chunks(SIGNATURE).take(pinned.operators.keys.len()).filter_map(signed_by).collect()
 }
 
-/// Whether these operators can decide anything, and not less than they mean to.
-pub(super) fn check(operators: &Operators) -> Result<(), String> {
-    let distinct: BTreeSet<_> = operators.keys.iter().collect();
-    let (keys, threshold) = (operators.keys.len(), usize::from(operators.threshold));
-    if distinct.len() != keys {
-        return Err("an operator key is named twice".into());
+/// The statement of a change of the operators, if it follows on `before`: enough of these signed it, and
+/// every new one.
+pub(super) fn verify_link(
+    lineage: Lineage,
+    number: u32,
+    before: &Operators,
+    link: &OperatorsLink,
+) -> Result<OperatorsStatement, Refused> {
+    let statement = proved_link(lineage, link)?;
+    if statement.before != *before || statement.number != number.saturating_add(1) {
+        return Err(Refused::NoLink);
     }
-    if threshold == 0 || threshold > keys {
-        return Err(format!("{threshold} of {keys} operator keys can not sign"));
+    check_signers(before, crypto::sign::OPERATORS, &link.statement, &link.signatures)?;
+    Ok(statement)
+}
+
+/// A change that every new operator signed: worth what their word is worth, and no more.
+pub(super) fn proved_link(
+    lineage: Lineage,
+    link: &OperatorsLink,
+) -> Result<OperatorsStatement, Refused> {
+    let statement: OperatorsStatement =
+        domain::decode(&link.statement).map_err(|_| Refused::Malformed)?;
+    if statement.to_bytes() != link.statement || statement.after.check().is_err() {
+        return Err(Refused::Malformed);
     }
-    Ok(())
+    if statement.lineage != lineage {
+        return Err(Refused::ForeignLineage { found: statement.lineage });
+    }
+    let all = Operators {
+        threshold: u16::try_from(statement.after.keys.len()).unwrap_or(u16::MAX),
+        ..statement.after.clone()
+    };
+    check_signers(&all, crypto::sign::OPERATORS, &link.statement, &link.signatures)
+        .map_err(|_| Refused::NotProved)?;
+    Ok(statement)
 }
 
 /// The digest of the operators that a join token carries.
@@ -208,6 +247,48 @@ struct PinnedFile {
 }
 
 impl Pinned {
+    /// Those that a cluster begins with.
+    pub fn first(lineage: Lineage, operators: Operators) -> Self {
+        Self { lineage, operators, number: 0, vouched: BTreeSet::new() }
+    }
+
+    /// Those of a state that is believed: a cluster that takes another's place has nothing else. What
+    /// the latest change says that they stand by, they stand by.
+    pub fn latest(lineage: Lineage, operators: Operators, links: &[OperatorsLink]) -> Self {
+        let latest = links.last().and_then(|link| proved_link(lineage, link).ok());
+        match latest.filter(|statement| statement.after == operators) {
+            Some(statement) => Self::of_link(lineage, statement),
+            None => Self::first(lineage, operators),
+        }
+    }
+
+    /// As these operators say that they are, in a link that they signed.
+    pub(super) fn of_link(lineage: Lineage, statement: OperatorsStatement) -> Self {
+        let OperatorsStatement { number, after, vouched, .. } = statement;
+        Self { lineage, operators: after, number, vouched: vouched.into_iter().collect() }
+    }
+
+    /// The pins after those changes that follow on them. Pins move along signed links only: what does
+    /// not follow leaves them where they are.
+    pub fn after(&self, links: &[OperatorsLink]) -> Self {
+        let mut pinned = self.clone();
+        for link in links {
+            let number = domain::decode::<OperatorsStatement>(&link.statement)
+                .map_or(0, |statement| statement.number);
+            if number != pinned.number.saturating_add(1) {
+                continue;
+            }
+            match verify_link(pinned.lineage, pinned.number, &pinned.operators, link) {
+                Ok(statement) => pinned = Self::of_link(pinned.lineage, statement),
+                Err(refused) => {
+                    tracing::error!(number, %refused, "a change of the operators is not followed");
+                    break;
+                }
+            }
+        }
+        pinned
+    }
+
     pub fn to_json(&self) -> String {
         let file = PinnedFile {
             lineage: self.lineage.to_string(),
@@ -230,8 +311,8 @@ impl Pinned {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| format!("an operator key: {error}"))?;
         let operators = Operators { keys, threshold: file.threshold };
-        check(&operators)?;
-        Ok(Self { lineage, operators })
+        operators.check()?;
+        Ok(Self::first(lineage, operators))
     }
 
     /// Written whole or not at all: a node without its pins believes nobody.
@@ -267,7 +348,7 @@ pub(super) mod tests {
         let keys: Vec<_> = (0..count).map(|_| OperatorKey::generate().unwrap()).collect();
         let operators =
             Operators { keys: keys.iter().map(|key| key.public().0).collect(), threshold };
-        (keys, Pinned { lineage: LINEAGE, operators })
+        (keys, Pinned::first(LINEAGE, operators))
     }
 
     pub(crate) fn statement(node: u64) -> Statement {
@@ -457,7 +538,7 @@ pub(super) mod tests {
         pinned.operators.threshold = 0;
         let nobody = verify(&pinned, &member(&statement(1), &[]));
         assert_eq!(nobody, Err(Refused::TooFewSigners { expected: 1, found: 0 }));
-        assert!(check(&pinned.operators).is_err());
+        assert!(pinned.operators.check().is_err());
     }
 
     #[test]

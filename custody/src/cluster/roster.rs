@@ -9,9 +9,9 @@
 //! one took the place of: the operators signed for it once, and its id is below all ids here.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
-use domain::{Member, NodeId, Standing, Statement, view};
+use domain::{Member, NodeId, OperatorsLink, Standing, Statement, view};
 use raft_store::State;
 
 use super::operators::{self, Pinned};
@@ -20,7 +20,8 @@ use super::operators::{self, Pinned};
 #[derive(Debug)]
 pub struct Roster {
     me: NodeId,
-    pinned: Pinned,
+    /// They move along the changes that the operators before signed.
+    pinned: RwLock<Arc<Pinned>>,
     state: OnceLock<State>,
     seeds: Vec<Member>,
     introduced: RwLock<BTreeMap<NodeId, Member>>,
@@ -50,7 +51,7 @@ impl Roster {
         let known = Known::new(believed(&pinned, me, NodeId(0), &[], &seeds, &BTreeMap::new()));
         Self {
             me,
-            pinned,
+            pinned: RwLock::new(Arc::new(pinned)),
             state: OnceLock::new(),
             seeds,
             introduced: RwLock::default(),
@@ -64,22 +65,41 @@ impl Roster {
         let _ = self.state.set(state);
     }
 
-    pub fn pinned(&self) -> &Pinned {
-        &self.pinned
+    pub fn pinned(&self) -> Arc<Pinned> {
+        if let Some(state) = self.state.get() {
+            self.refresh(state);
+        }
+        self.pins()
+    }
+
+    fn pins(&self) -> Arc<Pinned> {
+        Arc::clone(&read(&self.pinned))
     }
 
     /// Takes up members that the state does not know yet. What is not signed is left out.
     pub fn introduce(&self, members: Vec<Member>) {
+        let pinned = self.pins();
         let mut introduced = write(&self.introduced);
         for member in members {
-            if operators::verify(&self.pinned, &member).is_ok() {
+            if operators::verify(&pinned, &member).is_ok() {
                 introduced.insert(member.node, member);
             }
         }
         // Made anew from the state at the next question, or here while there is no state.
         let first = self.first_seed();
         *write(&self.known) =
-            Known::new(believed(&self.pinned, self.me, first, &[], &self.seeds, &introduced));
+            Known::new(believed(&pinned, self.me, first, &[], &self.seeds, &introduced));
+    }
+
+    /// Moves the pins along changes of the operators that the state does not know yet.
+    pub fn follow(&self, links: &[OperatorsLink]) {
+        let before = self.pins();
+        let after = before.after(links);
+        if after != *before {
+            tracing::info!(number = after.number, "the operators handed over");
+            *write(&self.pinned) = Arc::new(after);
+            self.introduce(Vec::new());
+        }
     }
 
     /// All who are believed, this node included.
@@ -136,20 +156,22 @@ impl Roster {
                 return Some((index, revision, None));
             }
             let first = view::successions(view).ok()?.pop().map(|before| before.node);
-            Some((index, revision, Some((view::members(view).ok()?, first))))
+            let links = view::operators_links(view).ok()?;
+            Some((index, revision, Some((view::members(view).ok()?, first, links))))
         });
         match fresh {
             None => {}
             Some((index, _, None)) => write(&self.known).index = Some(index),
-            Some((index, revision, Some((members, first)))) => {
+            Some((index, revision, Some((members, first, links)))) => {
+                let pinned = Arc::new(self.pins().after(&links));
+                *write(&self.pinned) = Arc::clone(&pinned);
                 let introduced = read(&self.introduced);
                 // A state without a cluster does not know yet what came before it.
                 let first = match revision {
                     Some(_) => first.unwrap_or_default(),
                     None => self.first_seed(),
                 };
-                let peers =
-                    believed(&self.pinned, self.me, first, &members, &self.seeds, &introduced);
+                let peers = believed(&pinned, self.me, first, &members, &self.seeds, &introduced);
                 let mut known = Known::new(peers);
                 (known.index, known.revision) = (Some(index), revision);
                 *write(&self.known) = known;
@@ -295,6 +317,39 @@ mod tests {
         let members = [member(&statement(1), &[&keys[0]]), member(&statement(2), &[&strangers[0]])];
         let peers = believed(&pinned, NodeId(1), NodeId(0), &members, &[], &BTreeMap::new());
         assert_eq!(nodes(&peers), [1]);
+    }
+
+    #[test]
+    fn whoever_was_away_follows_a_signed_change_and_believes_whom_it_vouches_for() {
+        use domain::{Operators, OperatorsStatement, Signature, VOUCHED_MEMBER, vouch};
+        let (old, pinned) = operators(1, 1);
+        let (new, after) = operators(2, 2);
+        let (one, two) = (member(&statement(1), &[&old[0]]), member(&statement(2), &[&old[0]]));
+        let three = member(&statement(3), &[&new[0], &new[1]]);
+        let roster = Roster::new(NodeId(1), pinned.clone(), vec![one.clone(), two]);
+        let link = |after: &Operators, signers: &[&crypto::sign::OperatorKey]| {
+            let vouched = vec![vouch(VOUCHED_MEMBER, &one.statement)];
+            let (lineage, before) = (pinned.lineage, pinned.operators.clone());
+            let after = after.clone();
+            let statement =
+                OperatorsStatement { lineage, number: 1, before, after, vouched }.to_bytes();
+            let sign = |key: &&crypto::sign::OperatorKey| Signature {
+                by: key.public().0,
+                bytes: key.sign(crypto::sign::OPERATORS, &statement).to_vec(),
+            };
+            OperatorsLink { signatures: signers.iter().map(sign).collect(), statement }
+        };
+        roster.introduce(vec![three.clone()]);
+        assert_eq!(nodes(&roster.peers()), [1, 2], "who signed for it is nobody yet");
+        let (a, b) = (&new[0], &new[1]);
+        for few in [&[a, b][..], &[&old[0], a], &[&old[0]]] {
+            roster.follow(&[link(&after.operators, few)]);
+            assert_eq!(roster.pinned().number, 0);
+        }
+        roster.follow(&[link(&after.operators, &[&old[0], a, b])]);
+        roster.introduce(vec![three]);
+        assert_eq!(nodes(&roster.peers()), [1, 3], "node 2 is not stood by");
+        assert_eq!(roster.pinned().operators, after.operators);
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Custody {
                 let active =
                     active.ok_or_else(|| Error::Internal("the active epoch is missing".into()))?;
                 let escrow = view::escrow(view, cluster.active_epoch)?;
-                let kits = kits::summaries(self.pinned(), &view::kits(view)?, &escrow);
+                let kits = kits::summaries(&self.pinned(), &view::kits(view)?, &escrow);
                 let succession = view::successions(view)?.pop();
                 let mut exposures = Vec::new();
                 for exposure in view::exposures(view)? {

@@ -5,6 +5,7 @@ mod enrolment;
 mod exposures;
 mod formats;
 mod kits;
+mod operators;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -555,7 +556,7 @@ async fn a_node_that_was_away_is_met_by_a_leader_it_does_not_know() {
         format_max: domain::FORMAT,
         replace: false,
     };
-    let pinned = node.custody.pinned().clone();
+    let pinned = node.custody.pinned().as_ref().clone();
     let (id, members) = node
         .custody
         .replica()
@@ -630,7 +631,7 @@ async fn a_member_planted_in_the_state_is_nobody_to_every_node() {
 
     let trusting = Roster::new(
         NodeId(99),
-        cluster.leader().pinned().clone(),
+        cluster.leader().pinned().as_ref().clone(),
         cluster.leader().replica().read(|view| view::members(view).unwrap()),
     );
     let trusting = Arc::new(trusting);

@@ -57,7 +57,7 @@ impl Custody {
         if new.ttl == Span(0) || new.ttl > TTL_MAX {
             return Err(Error::Invalid("`ttl` must be at most 168h, and not nothing".into()));
         }
-        let Minted { id, text, digest } = mint("sj", &join::token_tail(self.pinned()))?;
+        let Minted { id, text, digest } = mint("sj", &join::token_tail(&self.pinned()))?;
         let NewJoinToken { name, name_pattern, zone, vote, uses, ttl } = new;
         let change =
             Change::CreateJoinToken { id, digest, name, name_pattern, zone, vote, uses, ttl };
@@ -101,8 +101,8 @@ impl Custody {
                     .ok_or_else(|| Error::NotFound(format!("the join of node {node}")))
             })
             .await?;
-        let signatures = operators::attribute(self.pinned(), DOMAIN, &statement, signatures);
-        if let Err(refused) = operators::verify_bytes(self.pinned(), node, &statement, &signatures)
+        let signatures = operators::attribute(&self.pinned(), DOMAIN, &statement, signatures);
+        if let Err(refused) = operators::verify_bytes(&self.pinned(), node, &statement, &signatures)
         {
             tracing::warn!(node = node.0, %refused, "an approval is not signed as it must be");
             return Err(Error::Cryptographic);
@@ -127,9 +127,9 @@ impl Custody {
     ) -> Result<Changed<()>, Error> {
         let admitted = self.admit::<ChangeCluster>(context).await?;
         let signatures =
-            operators::attribute(self.pinned(), crypto::sign::GRANT, &statement, signatures);
+            operators::attribute(&self.pinned(), crypto::sign::GRANT, &statement, signatures);
         let grant = Grant { statement, signatures };
-        if let Err(refused) = operators::verify_grant(self.pinned(), &grant) {
+        if let Err(refused) = operators::verify_grant(&self.pinned(), &grant) {
             tracing::warn!(%token, %refused, "a grant is not signed as it must be");
             return Err(Error::Cryptographic);
         }

@@ -15,8 +15,9 @@ use crate::apply::memory::{Answered, Expiring, Memory};
 use crate::{
     Authority, Change, Cluster, Command, Enrolment, Exposure, FormerAuthority, Grant,
     GrantStatement, Join, JoinToken, KekEpoch, KekPolicy, Key, KeyVersion, Kit, KitStatement,
-    Member, Namespace, NextAuthority, Outcome, Revision, Settings, Statement, Succession, Time,
-    Token, TokenId, Undecodable, Voucher, Wraps, decode, encode,
+    Member, Namespace, NextAuthority, OperatorsLink, OperatorsStatement, Outcome, Revision,
+    Settings, Statement, Succession, Time, Token, TokenId, Undecodable, Voucher, Wraps, decode,
+    encode,
 };
 
 type Again = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
@@ -69,6 +70,7 @@ fn records(house: super::house::House) -> Vec<Sample> {
                 31 => again::<NextAuthority>,
                 32 => again::<FormerAuthority>,
                 33 => again::<Revision>,
+                34 => again::<OperatorsLink>,
                 other => panic!("table {other} is not known here"),
             },
             name: hex::encode(record),
@@ -109,11 +111,17 @@ fn statements() -> Vec<Sample> {
         panic!("it grants")
     };
     let voucher = Voucher { grant: grant.clone(), signature: vec![8; 64] };
+    let house = super::house::House::of_three();
+    let Change::RotateOperators { link } = super::operators::hand_over(&house, 1, |_| {}) else {
+        panic!("they hand over")
+    };
+    let operators = link.statement;
     let Change::PinKit { kit } = super::house::kit(40, |_| {}) else { panic!("it pins a kit") };
     vec![
         Sample { name: "statement".into(), bytes, again: again::<Statement> },
         Sample { name: "kit".into(), bytes: kit.statement, again: again::<KitStatement> },
         Sample { name: "grant".into(), bytes: grant.statement, again: again::<GrantStatement> },
+        Sample { name: "operators".into(), bytes: operators, again: again::<OperatorsStatement> },
         Sample { name: "voucher".into(), bytes: encode(&voucher), again: again::<Voucher> },
     ]
 }

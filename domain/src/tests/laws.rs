@@ -262,7 +262,8 @@ fn blobs(change: &mut Change) -> Vec<&mut Wrapped> {
         | Change::AdmitGranted { .. }
         | Change::RevokeJoinToken { .. }
         | Change::AdvanceAuthority
-        | Change::DropFormerAuthority => Vec::new(),
+        | Change::DropFormerAuthority
+        | Change::RotateOperators { .. } => Vec::new(),
     }
 }
 

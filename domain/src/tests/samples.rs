@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::authority::rotate as rotate_authority;
 use super::house::*;
+use super::operators::hand_over;
 use crate::{
     Answer, Change, Command, Epoch, KekPolicy, KekPolicyPatch, KeyPatch, KeyState, KitId,
     NextVersion, NodeId, Outcome, Principal, Receipt, Reject, Revision, Rewrap, SettingsPatch,
@@ -54,10 +55,11 @@ pub(super) fn name(change: &Change) -> &'static str {
         Change::RotateAuthority { .. } => "rotate-authority",
         Change::AdvanceAuthority => "advance-authority",
         Change::DropFormerAuthority => "drop-former-authority",
+        Change::RotateOperators { .. } => "rotate-operators",
     }
 }
 
-pub(super) const CHANGES: usize = 41;
+pub(super) const CHANGES: usize = 42;
 
 /// A life of a cluster in which every change is accepted once at least, in the order of the log.
 /// Most are told by a caller who names every third of them.
@@ -215,7 +217,7 @@ pub(super) fn commands_of_enrolment() -> Vec<Command> {
     let (replaced, granted) = (next, NodeId(next.0 + 1));
     let statement =
         |node: NodeId, name: &str| Statement { node, name: name.into(), ..statement(node.0) };
-    [
+    let mut commands: Vec<Command> = [
         Change::SwitchFormat { to: 3 },
         join_token(50, |token| token.uses = 2),
         grant(50, |grant| grant.uses = 2),
@@ -236,7 +238,13 @@ pub(super) fn commands_of_enrolment() -> Vec<Command> {
     ]
     .into_iter()
     .map(|change| house.command(change))
-    .collect()
+    .collect();
+    let (mut grown, _) = life_of_2();
+    for command in &commands {
+        let _ = grown.run(command);
+    }
+    commands.push(house.command(hand_over(&grown, 1, |_| {})));
+    commands
 }
 
 /// What [`commands_of_enrolment`] leaves.

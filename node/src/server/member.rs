@@ -271,7 +271,8 @@ async fn show_stage(custody: Custody, stage: watch::Sender<Stage>, stop: Cancell
     }
 }
 
-/// Keeps in `node.json` who the members are and where: a start whose state is lost asks them for it.
+/// Keeps in `node.json` who the members are and where, and who the operators are: a start whose state is
+/// lost asks the members for it.
 async fn keep_seeds(
     custody: Custody,
     roster: Arc<Roster>,
@@ -282,8 +283,11 @@ async fn keep_seeds(
     loop {
         // A state that is not back yet may be of a time when there were fewer.
         let members = if custody.can_serve() { roster.seeds() } else { None };
-        if let Some(seeds) = members.filter(|members| *members != local.seeds) {
-            let (dir, fresh) = (Arc::clone(&dir), Local { seeds, ..local.clone() });
+        let pinned = roster.pinned();
+        let changed = |members: &Vec<_>| *members != local.seeds || *pinned != local.pinned;
+        if let Some(seeds) = members.filter(changed) {
+            let pinned = pinned.as_ref().clone();
+            let (dir, fresh) = (Arc::clone(&dir), Local { seeds, pinned, ..local.clone() });
             let written = tokio::task::spawn_blocking(move || dir.write(&fresh).map(|()| fresh));
             match written.await.map_err(text).and_then(|written| written.map_err(text)) {
                 Ok(fresh) => local = fresh,

@@ -6,6 +6,7 @@ use domain::{GrantStatement, Time, TokenId};
 
 use super::super::challenge;
 use super::super::join::{Answer, Apply, Ask, Proof, Request};
+use super::super::messages::Message;
 use super::*;
 
 impl Cluster {
@@ -276,5 +277,30 @@ async fn a_granted_token_admits_within_its_bounds() {
     let (id, token) = cluster.granted_token("kms-*", 2).await;
     leader.revoke_join_token(&cluster.context(), id).await.unwrap();
     refused(cluster.ask("kms-2", &token, false).await, not_for_it);
+    cluster.stop().await;
+}
+
+/// Its process runs on, with its key and its open connections: nobody answers it any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_member_is_refused_by_every_other_at_once() {
+    let cluster = Cluster::of_three().await;
+    let follows = |(_, node): &(&u64, &Node)| !node.custody.is_leader();
+    let (gone, removed) = cluster.nodes.iter().find(follows).unwrap();
+    let others: Vec<_> = cluster.nodes.keys().copied().filter(|node| node != gone).collect();
+    let ask = async |other: u64| {
+        let asked = Message::Status;
+        removed.custody.call(NodeId(other), &asked, Duration::from_secs(1)).await
+    };
+    for other in &others {
+        assert!(ask(*other).await.is_ok(), "a member is answered");
+    }
+    let done = cluster.leader().remove_node(&cluster.context(), NodeId(*gone), true).await.unwrap();
+    for other in &others {
+        let replica = cluster.nodes[other].custody.replica();
+        replica.applied(done.index, Instant::now() + PATIENCE).await.unwrap();
+        assert!(ask(*other).await.is_err(), "node {other} answers a removed one");
+        let asked = cluster.nodes[other].custody.cluster_state().roster().peer(NodeId(*gone));
+        assert_eq!(asked, None);
+    }
     cluster.stop().await;
 }

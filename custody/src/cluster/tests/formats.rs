@@ -22,7 +22,7 @@ impl Cluster {
             format_max,
             replace: false,
         };
-        let pinned = node.custody.pinned().clone();
+        let pinned = node.custody.pinned().as_ref().clone();
         let (cluster, members) = node
             .custody
             .replica()
@@ -160,7 +160,7 @@ async fn the_format_is_switched_when_the_last_member_reads_it() {
 
     let node = cluster.nodes.remove(&1).unwrap();
     let id = node.custody.replica().read(|view| view::cluster(view).unwrap().unwrap().id);
-    let (pinned, peers) = (node.custody.pinned().clone(), node.custody.peers().clone());
+    let (pinned, peers) = (node.custody.pinned().as_ref().clone(), node.custody.peers().clone());
     node.stop().await;
     let home = cluster.dir.path().join("n1");
     let config = raft_store::Config::new(home, NodeId(1), id, pinned.lineage);
