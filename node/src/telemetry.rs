@@ -1,5 +1,6 @@
 //! Logs to stderr, metrics to a registry that the admin listener shows.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use prometheus::{Encoder, TextEncoder};
@@ -9,9 +10,14 @@ use crate::config::{Log, LogFormat};
 
 /// Starts logging. Called once; the filter was checked when the configuration was read.
 pub(crate) fn log(log: &Log) {
-    // openraft tells of every missed heartbeat; whoever wants that names it in the level.
-    let quiet = if log.level.contains("openraft") { "" } else { ",openraft=error" };
-    let level = format!("{}{quiet}", log.level);
+    // openraft tells of every missed heartbeat, cryptoki calls each mechanism that it has no name for an
+    // error; whoever wants that names it in the level.
+    let mut level = log.level.clone();
+    for (module, quiet) in [("openraft", "error"), ("cryptoki", "off")] {
+        if !log.level.contains(module) {
+            let _ = write!(level, ",{module}={quiet}");
+        }
+    }
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {

@@ -67,7 +67,17 @@ impl Story {
         story
     }
 
+    /// Peers prove who they are with a key in the slot: who has lost it can open no new connection, and
+    /// goes by those that are open, as they are in a cluster that is in use.
+    async fn be_in_use(&self) {
+        for node in self.cluster.alive() {
+            let status = self.cluster.direct(node).cluster().await.expect("it answers");
+            assert!(status.nodes.iter().all(|node| node.role.is_some()), "{status:?}");
+        }
+    }
+
     async fn the_leaders_token_goes_away(&mut self) {
+        self.be_in_use().await;
         let leader = self.cluster.leader().await;
         let start = Instant::now();
         self.put_away(leader);
@@ -94,6 +104,7 @@ impl Story {
     }
 
     async fn all_tokens_go_away(&mut self) {
+        self.be_in_use().await;
         let (kept, spare) = (self.make_key().await.expect("made"), self.make_key().await);
         let spare = spare.expect("made");
         let start = Instant::now();
