@@ -12,6 +12,7 @@ mod stories {
     mod failover;
     mod full_disk;
     mod join;
+    mod kek_rotation;
     mod kills;
     mod kit;
     mod lost_state;
