@@ -120,7 +120,9 @@ fn public(file: &Path) -> Result<(), Failure> {
         eprintln!("made the operator key {}", file.display());
     }
     let keys = operator_keys(&[file.to_owned()])?;
-    keys.iter().for_each(|key| println!("{}", hex::encode(key.public().0)));
+    for key in &keys {
+        println!("{}", hex::encode(key.public().0));
+    }
     Ok(())
 }
 

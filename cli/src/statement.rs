@@ -176,7 +176,9 @@ impl OperatorsStatement {
 
 fn list(items: &[[u8; 32]], bytes: &mut Vec<u8>) {
     varint(items.len() as u64, bytes);
-    items.iter().for_each(|item| bytes.extend_from_slice(item));
+    for item in items {
+        bytes.extend_from_slice(item);
+    }
 }
 
 /// What a signed statement is called in an [`OperatorsStatement`].

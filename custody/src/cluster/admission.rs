@@ -130,7 +130,7 @@ impl Custody {
         if !known.usable {
             return Err(Error::Forbidden);
         }
-        let replaces = self.place(&known, asked, lost)?;
+        let replaces = Self::place(&known, asked, lost)?;
         if let Some(replaced) = replaces {
             self.may_go(replaced).await?;
         }
@@ -235,12 +235,7 @@ impl Custody {
     }
 
     /// Whose place the joiner takes.
-    fn place(
-        &self,
-        known: &Known,
-        asked: &Asked,
-        lost: Option<NodeId>,
-    ) -> Result<Option<NodeId>, Error> {
+    fn place(known: &Known, asked: &Asked, lost: Option<NodeId>) -> Result<Option<NodeId>, Error> {
         if lost.is_some() {
             return Ok(lost);
         }

@@ -439,8 +439,8 @@ impl Asking<'_> {
                 | Answer::Grantable { .. } => return Err(Doubt::Unexpected),
             }
         };
-        let pinned = self.ticket.pins(operators, &links)?;
-        self.ticket.believe(&pinned, &member, &server.server_spki)?;
+        let pinned = self.ticket.pins(&operators, &links)?;
+        Ticket::believe(&pinned, &member, &server.server_spki)?;
         // Only now is the token shown.
         let request = if current < ENROLMENT_FORMAT {
             Request::Ask(Box::new(self.question()))
@@ -554,7 +554,7 @@ impl Ticket {
     /// The operators that the token names, or those after them: pins begin with the token's, and move
     /// along signed changes. Where the token names operators that came by a change, that change is
     /// signed by all of them, so it says what else they stand by.
-    fn pins(&self, operators: Operators, links: &[OperatorsLink]) -> Result<Pinned, Doubt> {
+    fn pins(&self, operators: &Operators, links: &[OperatorsLink]) -> Result<Pinned, Doubt> {
         let named = |operators: &Operators| operators::digest(operators) == self.operators;
         let came = links
             .iter()
@@ -569,14 +569,13 @@ impl Ticket {
             Some(statement) => Some(Pinned::of_link(self.lineage, statement)),
             None => began(),
         };
-        let unchanged =
-            || named(&operators).then(|| Pinned::first(self.lineage, operators.clone()));
+        let unchanged = || named(operators).then(|| Pinned::first(self.lineage, operators.clone()));
         let pinned = pinned.or_else(unchanged);
         Ok(pinned.ok_or(Doubt::Foreign("the token names other operators"))?.after(links))
     }
 
     /// Believes a server if the operators signed for the key that it proved.
-    fn believe(&self, pinned: &Pinned, member: &Member, proved: &[u8]) -> Result<(), Doubt> {
+    fn believe(pinned: &Pinned, member: &Member, proved: &[u8]) -> Result<(), Doubt> {
         let statement = operators::verify(pinned, member)?;
         if member.standing == Standing::Removed {
             return Err(Doubt::Foreign("it was removed"));
@@ -643,8 +642,8 @@ mod tests {
         let signed = member(&server, &[&keys[0]]);
         let believe = |operators: &Operators, member: &Member, proved: &[u8]| {
             ticket
-                .pins(operators.clone(), &[])
-                .is_ok_and(|pinned| ticket.believe(&pinned, member, proved).is_ok())
+                .pins(operators, &[])
+                .is_ok_and(|pinned| Ticket::believe(&pinned, member, proved).is_ok())
         };
         let ours = &pinned.operators;
         assert!(believe(ours, &signed, &server.identity));

@@ -270,6 +270,7 @@ impl Pinned {
 
     /// The pins after those changes that follow on them. Pins move along signed links only: what does
     /// not follow leaves them where they are.
+    #[must_use]
     pub fn after(&self, links: &[OperatorsLink]) -> Self {
         let mut pinned = self.clone();
         for link in links {
