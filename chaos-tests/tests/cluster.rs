@@ -29,5 +29,6 @@ mod stories {
     mod support;
     mod tokens;
     mod transfer;
+    mod voter_down;
     mod zones;
 }

@@ -182,7 +182,7 @@ async fn await_moment(
 
 /// Waits until an epoch after `before` is active, everything is under it, and every running slot has
 /// destroyed those before.
-async fn settled(cluster: &DevCluster, before: u32) -> ClusterStatus {
+pub(crate) async fn settled(cluster: &DevCluster, before: u32) -> ClusterStatus {
     let give_up = Instant::now() + ROTATION_MAX;
     let mut last = None;
     loop {
