@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use custody::{Changed, Custody, Error, KeyFilter, NewKey, Seen};
-use domain::{Key, KeyPatch, Span};
+use domain::{Key, KeyPatch, Protection, Span, Traits};
 use wire::{Patch, RotationPatch};
 
 use crate::call::Call;
@@ -38,7 +38,13 @@ pub(crate) async fn create(custody: Custody, call: Arc<Call>) -> Answer {
         description: body.description.unwrap_or_default(),
         labels: body.labels.unwrap_or_default(),
         rotation_period: rotation_period.transpose()?,
-        exportable: body.exportable.unwrap_or_default(),
+        traits: Traits {
+            exportable: body.exportable.unwrap_or_default(),
+            protection: match body.protection.unwrap_or_default() {
+                wire::Protection::Software => Protection::Software,
+                wire::Protection::Hsm => Protection::Hsm,
+            },
+        },
         deletion_protection: body.deletion_protection.unwrap_or_default(),
     };
     Ok(changed(custody.create_key(&call.context, new).await)?.status(StatusCode::CREATED))

@@ -31,7 +31,11 @@ pub(crate) fn key(key: Key) -> wire::Key {
         }),
         deletion_protection: key.deletion_protection,
         destroy_at,
-        exportable: key.exportable,
+        exportable: key.traits.exportable,
+        protection: match key.traits.protection {
+            domain::Protection::Software => wire::Protection::Software,
+            domain::Protection::Hsm => wire::Protection::Hsm,
+        },
         revision: key.revision.0,
     }
 }

@@ -14,3 +14,4 @@ pub mod memory;
 pub mod replica;
 pub mod report;
 pub mod scrape;
+pub mod token;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use domain::{
     Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, Initialise, KekId, KeyId,
     Lineage, Member, Namespace, NewEpoch, NodeId, Operation, Operators, Principal, Purpose,
-    Standing, Target, Time, Token, TokenId, Version, Vote, Wrapped,
+    Standing, Target, Time, Token, TokenId, Traits, Version, Vote, Wrapped,
 };
 use peers::testing::{FixedRoster, SoftwareIdentity};
 use peers::{CancellationToken, Identity, Options, Peers};
@@ -205,7 +205,7 @@ fn new_key(key: u64, namespace: Namespace, name: String) -> CreateKey {
         description: String::new(),
         labels: BTreeMap::from([("team".into(), "payments".into())]),
         rotation_period: None,
-        exportable: false,
+        traits: Traits::default(),
         deletion_protection: false,
         wrapped: Wrapped { epoch: Epoch(1), blob: blob(key, 1) },
     }

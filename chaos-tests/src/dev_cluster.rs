@@ -112,7 +112,7 @@ pub struct Node {
     pub hsm: Option<SoftHsm>,
     /// Set for the process when the story starts it.
     pub environment: Vec<(String, PathBuf)>,
-    process_id: u32,
+    pub process_id: u32,
     /// When the story restarted it; before that it is a child of `dev`.
     child: Option<Child>,
     alive: bool,
@@ -297,6 +297,12 @@ impl DevCluster {
     /// SIGKILL; returns when the signal is sent, which is when the clock of a failover starts.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].signal(Signal::KILL);
+        self.nodes[node].alive = false;
+    }
+
+    /// SIGTERM: it is asked to end, and takes its leave.
+    pub fn terminate(&mut self, node: usize) {
+        self.nodes[node].signal(Signal::TERM);
         self.nodes[node].alive = false;
     }
 

@@ -11,6 +11,7 @@ pub mod checker;
 pub mod dev_cluster;
 pub mod ext4;
 pub mod history;
+pub mod memory;
 pub mod newcomer;
 pub mod proxy;
 pub mod quirks;

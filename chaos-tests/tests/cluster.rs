@@ -16,6 +16,7 @@ mod stories {
     mod kills;
     mod kit;
     mod lost_state;
+    mod memory;
     mod mixed_slots;
     mod partition;
     mod power;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{ArgAction, Args, Subcommand};
 use client::Client;
 use wire::{
-    Algorithm, CreateKey, Key, KeyState, Keys, ListKeys, Patch, Purpose, RotationPatch,
+    Algorithm, CreateKey, Key, KeyState, Keys, ListKeys, Patch, Protection, Purpose, RotationPatch,
     RotationRequest, ScheduleDestruction, Span, UpdateKey, Version, Versions,
 };
 
@@ -69,6 +69,9 @@ pub struct Create {
     /// Allow the key to leave, sealed to a recipient
     #[arg(long)]
     exportable: bool,
+    /// `hsm`: never kept unwrapped, each use asks the slot
+    #[arg(long)]
+    protection: Option<Protection>,
     /// Refuse destruction until this is taken back
     #[arg(long)]
     deletion_protection: bool,
@@ -176,6 +179,7 @@ impl Create {
             labels: (!self.labels.is_empty()).then(|| self.labels.into_iter().collect()),
             rotation: self.rotation_period.map(|period| RotationRequest { period, next_at: None }),
             exportable: self.exportable.then_some(true),
+            protection: self.protection,
             deletion_protection: self.deletion_protection.then_some(true),
         }
     }
@@ -230,6 +234,7 @@ fn show_key(global: &Global, key: &Key) -> Result<(), Failure> {
             ("deletion protection", key.deletion_protection.to_string()),
             ("destroyed at", or_dash(key.destroy_at)),
             ("exportable", key.exportable.to_string()),
+            ("protection", key.protection.to_string()),
             ("revision", key.revision.to_string()),
         ])
     })

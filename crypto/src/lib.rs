@@ -16,6 +16,7 @@ pub mod share;
 pub mod sign;
 pub mod signed;
 pub mod stream;
+mod vault;
 pub mod wrapped;
 mod xaes;
 
@@ -23,6 +24,7 @@ pub use digest::sha256;
 pub use envelope::{Header, Suite, decrypt, encrypt};
 pub use gcm::{Aes256Gcm16, Sealed};
 pub use secret::SecretBytes;
+pub use vault::Vault;
 
 /// Something did not open: the wrong key, the wrong place, a changed byte, a wrong format.
 ///

@@ -14,14 +14,10 @@ use tokio::time::Instant;
 
 use crate::authorize::{Caller, Grant, Verb, grant};
 use crate::backup::Places;
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheOptions};
 use crate::cluster::{self, Pinned, Roster};
 use crate::propose::now;
 use crate::{Context, Credential, Error, Seen};
-
-/// Keys held unwrapped at most, and for how long.
-const CACHED: usize = 10_000;
-const CACHED_FOR: Duration = Duration::from_mins(5);
 
 /// How long a leader may look for its quorum.
 const BARRIER: Duration = Duration::from_secs(1);
@@ -91,8 +87,9 @@ impl Custody {
         peers: Peers,
         node: NodeInfo,
         roster: Arc<Roster>,
+        cache: CacheOptions,
     ) -> Self {
-        let cache = Cache::new(CACHED, CACHED_FOR);
+        let cache = Cache::new(cache);
         let draining = AtomicBool::new(false);
         let cluster = cluster::State::new(roster);
         let places = Places::default();

@@ -12,7 +12,7 @@ mod unwrapped;
 
 use std::collections::BTreeMap;
 
-use domain::{Algorithm, KekEpoch, Key, Purpose, Records, Span, view};
+use domain::{Algorithm, KekEpoch, Key, Purpose, Records, Span, Traits, view};
 
 use crate::Error;
 
@@ -41,7 +41,7 @@ pub struct NewKey {
     pub description: String,
     pub labels: BTreeMap<String, String>,
     pub rotation_period: Option<Span>,
-    pub exportable: bool,
+    pub traits: Traits,
     pub deletion_protection: bool,
 }
 

@@ -20,6 +20,7 @@ pub mod wrapping;
 
 pub use authorize::Caller;
 pub use backup::Backup;
+pub use cache::CacheOptions;
 pub use context::{Changed, Context, Credential, IdempotencyKey, Page, Seen};
 pub use custody::{Custody, Health, NodeInfo, Phase, Role};
 pub use error::Error;

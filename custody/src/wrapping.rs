@@ -2,7 +2,7 @@
 
 use crypto::wrapped::{Kek, Place};
 use crypto::{CryptographicFailure, SecretBytes};
-use domain::{Algorithm, Epoch, KekEpoch, Key, KeyId, Lineage, Purpose, Version, Wrapped};
+use domain::{Algorithm, Epoch, KekEpoch, Key, KeyId, Lineage, Purpose, Traits, Version, Wrapped};
 use hsm::Slot;
 
 use crate::Error;
@@ -15,7 +15,7 @@ pub struct Bound {
     pub version: Version,
     pub algorithm: Algorithm,
     pub purpose: Purpose,
-    pub exportable: bool,
+    pub traits: Traits,
 }
 
 impl Bound {
@@ -26,7 +26,7 @@ impl Bound {
             version,
             algorithm: key.algorithm,
             purpose: key.purpose,
-            exportable: key.exportable,
+            traits: key.traits,
         }
     }
 
@@ -38,7 +38,7 @@ impl Bound {
             purpose: self.purpose.number(),
             algorithm: self.algorithm.number(),
             length: length(self.algorithm),
-            flags: u8::from(self.exportable),
+            flags: self.traits.number(),
         }
     }
 }

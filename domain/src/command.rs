@@ -8,9 +8,9 @@ use thiserror::Error;
 use crate::{
     Algorithm, Application, Authority, ClusterId, Epoch, Grant, Join, JoinToken, KekEpoch, KekId,
     KekPolicy, KekPolicyPatch, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Lineage, Member,
-    Namespace, NextVersion, NodeId, Operation, Operators, OperatorsLink, Principal, Purpose,
-    Revision, Role, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time, Token,
-    TokenId, Version, Vote, Wrapped,
+    Namespace, NextVersion, NodeId, Operation, Operators, OperatorsLink, Principal, Protection,
+    Purpose, Revision, Role, Settings, SettingsPatch, Signature, Span, Standing, Statement, Time,
+    Token, TokenId, Traits, Version, Vote, Wrapped,
 };
 
 /// A change, complete in itself: ids, times and wrapped bytes were chosen by the proposer, so that
@@ -241,9 +241,10 @@ impl Change {
     /// The oldest format of the state in which it may be applied.
     pub fn format(&self) -> u16 {
         match self {
+            Self::CreateKey(new) if new.traits.protection == Protection::Hsm => 3,
+            Self::CreateKey(_) => 1,
             Self::Initialise(_)
             | Self::Tick { .. }
-            | Self::CreateKey(_)
             | Self::UpdateKey { .. }
             | Self::RotateKey { .. }
             | Self::EnableKey { .. }
@@ -371,7 +372,7 @@ pub struct CreateKey {
     pub description: String,
     pub labels: BTreeMap<String, String>,
     pub rotation_period: Option<Span>,
-    pub exportable: bool,
+    pub traits: Traits,
     pub deletion_protection: bool,
     pub wrapped: Wrapped,
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Epoch, KeyId, Namespace, Revision, Span, Time, Version};
 
@@ -59,6 +60,49 @@ pub enum KeyState {
     Destroyed { at: Time },
 }
 
+/// Where a key's bytes may be while it is used.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Protection {
+    /// In a leader's memory, too, for a while.
+    #[default]
+    Software,
+    /// In memory for the moment of a use only: each use asks the slot.
+    Hsm,
+}
+
+/// What a key was made to be, for good. One byte where it is stored: bit 0 for exportable, which was a
+/// byte of its own before format 3, and bit 1 for [`Protection::Hsm`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Traits {
+    pub exportable: bool,
+    pub protection: Protection,
+}
+
+impl Traits {
+    /// As it is stored, and bound into wrapped blobs.
+    pub fn number(self) -> u8 {
+        u8::from(self.exportable) | (u8::from(self.protection == Protection::Hsm) << 1)
+    }
+
+    fn from_number(number: u8) -> Option<Self> {
+        let protection = if number & 2 == 0 { Protection::Software } else { Protection::Hsm };
+        (number < 4).then_some(Self { exportable: number & 1 == 1, protection })
+    }
+}
+
+impl Serialize for Traits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(self.number())
+    }
+}
+
+impl<'de> Deserialize<'de> for Traits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = u8::deserialize(deserializer)?;
+        Self::from_number(number).ok_or_else(|| D::Error::custom("unknown traits of a key"))
+    }
+}
+
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Rotation {
     pub period: Span,
@@ -82,7 +126,7 @@ pub struct Key {
     pub labels: BTreeMap<String, String>,
     pub rotation: Option<Rotation>,
     pub deletion_protection: bool,
-    pub exportable: bool,
+    pub traits: Traits,
     pub revision: Revision,
 }
 
@@ -131,5 +175,22 @@ impl KeyVersion {
             wrapped.blob.clear();
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{decode, encode};
+
+    #[test]
+    fn traits_begin_as_the_byte_that_exportable_was() {
+        for exportable in [false, true] {
+            let traits = Traits { exportable, ..Traits::default() };
+            assert_eq!(encode(&traits), encode(&exportable));
+            let hsm = Traits { exportable, protection: Protection::Hsm };
+            assert_eq!(decode::<Traits>(&encode(&hsm)).unwrap(), hsm);
+        }
+        assert!(decode::<Traits>(&encode(&4_u8)).is_err(), "of a newer format");
     }
 }

@@ -42,7 +42,10 @@ pub use exposure::Exposure;
 pub use ids::{ClusterId, Epoch, KekId, KeyId, KitId, Lineage, Namespace, NodeId, Operation};
 pub use ids::{Principal, Revision, TokenId, Version};
 pub use kek::{EpochState, KekEpoch, Wraps};
-pub use key::{Algorithm, Key, KeyState, KeyVersion, Purpose, Rotation, VersionState, Wrapped};
+pub use key::{
+    Algorithm, Key, KeyState, KeyVersion, Protection, Purpose, Rotation, Traits, VersionState,
+    Wrapped,
+};
 pub use kit::{Kit, KitStatement};
 pub use member::{Join, JoinStatus, Member, Signature, Standing, Statement, Vote};
 pub use operators::{

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crypto::backup::Recipient;
+use custody::CacheOptions;
 use domain::{FORMAT, FORMAT_OLDEST};
 use hsm::{Accept, PinSource};
 use reader::{Reader, Section};
@@ -20,6 +21,10 @@ use reader::{Reader, Section};
 const RESERVE_MIN: u64 = 256 << 20;
 /// Below this the scrub would do nothing but read.
 const SCRUB_MIN: Duration = Duration::from_mins(1);
+
+/// Unwrapped keys that a leader keeps at most, and for how long.
+const CACHED_MAX: usize = 1_000_000;
+const CACHED_FOR_MAX: Duration = Duration::from_hours(24);
 
 /// All that a server is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +42,8 @@ pub(crate) struct Config {
     /// Without it the cluster's own CA issues and renews the certificate.
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) hsm: Hsm,
+    /// Of unwrapped keys, while this node leads.
+    pub(crate) cache: CacheOptions,
     pub(crate) raft: RaftTimes,
     /// Bytes of the disk that are held back: with less free, changes are refused.
     pub(crate) reserve: u64,
@@ -176,6 +183,21 @@ impl Config {
 
         let hsm = hsm(&mut reader, &root);
 
+        let mut section = reader.section(&root, "cache", false);
+        let cache = CacheOptions {
+            keys: reader.defaulted(&mut section, "keys", "10000", |text| {
+                let few = |keys: &usize| *keys <= CACHED_MAX;
+                let reason = || format!("must be from 0 to {CACHED_MAX}");
+                text.parse().ok().filter(few).ok_or_else(reason)
+            }),
+            age: reader.defaulted(&mut section, "age", "5m", |text| {
+                let short = |age: &Duration| *age <= CACHED_FOR_MAX;
+                let reason = "must be a duration up to \"24h\", such as \"5m\"";
+                duration(text).ok().filter(short).ok_or_else(|| reason.to_owned())
+            }),
+        };
+        reader.finish(section);
+
         let mut section = reader.section(&root, "raft", false);
         let raft = RaftTimes {
             heartbeat: reader.defaulted(&mut section, "heartbeat", "60ms", duration),
@@ -230,6 +252,7 @@ impl Config {
                     None => None,
                 },
                 hsm: hsm?,
+                cache,
                 raft,
                 reserve,
                 scrub_interval,

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::config::Config;
 
@@ -138,6 +139,11 @@ fn server(file: &std::path::Path) -> ExitCode {
     }
     telemetry::log(&config.log);
     telemetry::metrics();
+    // Keys are in memory: a crash must not write them to a file, nor another program of the same user
+    // read them. Executing the program anew takes it back, so it is said here.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps can not be turned off");
+    }
     block_on(server::run(config))
 }
 

@@ -46,6 +46,26 @@ words! {
     }
 }
 
+words! {
+    /// Where a key's bytes may be while it is used: with `hsm`, nowhere for longer than a use takes.
+    Protection {
+        Software = "software",
+        Hsm = "hsm",
+    }
+}
+
+impl Default for Protection {
+    fn default() -> Self {
+        Self::Software
+    }
+}
+
+impl Protection {
+    fn is_software(&self) -> bool {
+        *self == Self::Software
+    }
+}
+
 impl Algorithm {
     /// What a key of this algorithm is for when its creator does not say.
     pub const fn default_purpose(self) -> Purpose {
@@ -106,6 +126,9 @@ pub struct Key {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destroy_at: Option<Time>,
     pub exportable: bool,
+    /// Absent for `software`.
+    #[serde(default, skip_serializing_if = "Protection::is_software")]
+    pub protection: Protection,
     /// Grows with every change; the `ETag` is made of it.
     pub revision: u64,
 }
@@ -158,6 +181,9 @@ pub struct CreateKey {
     pub rotation: Option<RotationRequest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exportable: Option<bool>,
+    /// `software` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<Protection>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_protection: Option<bool>,
 }

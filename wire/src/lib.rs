@@ -30,8 +30,8 @@ pub use cluster::{
     SettingsPatch, Snapshot, StateDigest, Succession, SuccessionCause, Survives, TransferLeader,
 };
 pub use key::{
-    Algorithm, CreateKey, Key, KeyState, Keys, Purpose, Rotation, RotationPatch, RotationRequest,
-    ScheduleDestruction, UpdateKey, Version, VersionState, Versions,
+    Algorithm, CreateKey, Key, KeyState, Keys, Protection, Purpose, Rotation, RotationPatch,
+    RotationRequest, ScheduleDestruction, UpdateKey, Version, VersionState, Versions,
 };
 pub use kit::{Escrow, PinRecoveryKit, RecoveryKit, RecoveryKitStatus, RecoveryKits};
 pub use names::{NAME_MAX, NameError, UnknownWord, validate_name};

@@ -129,7 +129,7 @@ async fn no_key_is_written_down_or_sent() {
     }
 }
 
-async fn use_key(client: &Client, name: &str, plaintext: &[u8]) {
+pub(super) async fn use_key(client: &Client, name: &str, plaintext: &[u8]) {
     let item = Encrypt { plaintext: plaintext.to_vec().into(), aad: Bytes64::default() };
     let sealed = client.encrypt(name, &item).await.expect("encrypted");
     let item = Decrypt { ciphertext: sealed.ciphertext, aad: Bytes64::default() };
@@ -165,7 +165,11 @@ struct Guess {
 }
 
 /// The bytes of every version of these keys, by the blobs in the first node's files.
-fn learn(cluster: &DevCluster, lineage: &str, keys: &[wire::Key]) -> Vec<(String, Vec<u8>)> {
+pub(super) fn learn(
+    cluster: &DevCluster,
+    lineage: &str,
+    keys: &[wire::Key],
+) -> Vec<(String, Vec<u8>)> {
     let id = |text: &str| {
         let bytes = hex::decode(text).expect("hexadecimal digits");
         <[u8; 16]>::try_from(bytes).expect("sixteen bytes")

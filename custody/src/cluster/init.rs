@@ -11,7 +11,7 @@ use std::time::Duration;
 use domain::{
     Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, EpochState, FORMAT_OLDEST,
     KekEpoch, KekId, KeyId, Lineage, Member, Namespace, NewEpoch, NodeId, Operators, Principal,
-    Purpose, Role, Standing, Statement, Time, Token, Version, Vote,
+    Purpose, Role, Standing, Statement, Time, Token, Traits, Version, Vote,
 };
 use hsm::{HsmError, Slot};
 use raft_store::{ProposeError, Replica};
@@ -121,7 +121,7 @@ pub async fn found(
         version: Version::FIRST,
         algorithm: Algorithm::EcdsaP256,
         purpose: Purpose::SignVerify,
-        exportable: false,
+        traits: Traits::default(),
     };
     let wrapped = wrapping::wrap(slot, &epoch, &bound, ca.key)
         .await
@@ -135,7 +135,7 @@ pub async fn found(
         description: "The cluster's CA for client-facing certificates".into(),
         labels: BTreeMap::new(),
         rotation_period: None,
-        exportable: false,
+        traits: Traits::default(),
         deletion_protection: true,
         wrapped,
     };

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use domain::{
-    Algorithm, Authority, Change, CreateKey, KeyId, Namespace, Purpose, Reject, Span, Time,
+    Algorithm, Authority, Change, CreateKey, KeyId, Namespace, Purpose, Reject, Span, Time, Traits,
     Version, view,
 };
 use tokio::time::Instant;
@@ -85,7 +85,7 @@ impl Custody {
                 version: Version::FIRST,
                 algorithm: Algorithm::EcdsaP256,
                 purpose: Purpose::SignVerify,
-                exportable: false,
+                traits: Traits::default(),
             };
             let wrapped = wrapping::wrap(self.slot(), &epoch, &bound, made.key).await?;
             let key = CreateKey {
@@ -97,7 +97,7 @@ impl Custody {
                 description: "A CA of the cluster for client-facing certificates".into(),
                 labels: BTreeMap::new(),
                 rotation_period: None,
-                exportable: false,
+                traits: Traits::default(),
                 deletion_protection: true,
                 wrapped,
             };

@@ -15,8 +15,8 @@ use std::time::Duration;
 use crypto::SecretBytes;
 use crypto::sign::OperatorKey;
 use domain::{
-    Algorithm, EpochState, Namespace, NodeId, Operation, Operators, Purpose, Span, Standing, Vote,
-    view,
+    Algorithm, EpochState, Namespace, NodeId, Operation, Operators, Purpose, Span, Standing,
+    Traits, Vote, view,
 };
 use hsm::{Slot, TokenConfig};
 use peers::{BoxFuture, Bytes, Caller, CancellationToken, Incoming, Lane, Peers, Refusal};
@@ -39,7 +39,7 @@ fn plain(name: &str) -> NewKey {
         description: String::new(),
         labels: BTreeMap::new(),
         rotation_period: None,
-        exportable: false,
+        traits: Traits::default(),
         deletion_protection: false,
     }
 }
@@ -147,7 +147,8 @@ async fn assemble(
         version: "test".into(),
         format_max: me.format_max,
     };
-    let custody = Custody::new(replica.clone(), slot.clone(), peers.clone(), info, roster);
+    let cache = crate::CacheOptions { keys: 100, ..crate::CacheOptions::default() };
+    let custody = Custody::new(replica.clone(), slot.clone(), peers.clone(), info, roster, cache);
     let wire = CancellationToken::new();
     let desk = Arc::new(Desk { handler: replica.handler(), custody: custody.clone() });
     tokio::spawn({

@@ -34,7 +34,7 @@ impl Custody {
                     version: Version::FIRST,
                     algorithm: new.algorithm,
                     purpose: new.purpose,
-                    exportable: new.exportable,
+                    traits: new.traits,
                 };
                 self.must_unwrap()?;
                 wrapping::make(self.slot(), &epoch, &bound).await?
@@ -48,7 +48,7 @@ impl Custody {
                 description: new.description.clone(),
                 labels: new.labels.clone(),
                 rotation_period: new.rotation_period,
-                exportable: new.exportable,
+                traits: new.traits,
                 deletion_protection: new.deletion_protection,
                 wrapped,
             }));

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crypto::{SecretBytes, Suite};
-use domain::{Algorithm, Key, KeyState, KeyVersion, Records, Version, VersionState, Wrapped, view};
+use domain::{
+    Algorithm, Key, KeyState, KeyVersion, Protection, Records, Version, VersionState, Wrapped, view,
+};
 
 use crate::error::state_in_words;
 use crate::wrapping::{self, Bound};
@@ -56,6 +58,7 @@ impl Custody {
         if let Some(key) = self.cache().get(usable.key.id, usable.version) {
             return Ok(key);
         }
+        let turn = self.cache().turn();
         let bound = Bound::of(self.lineage(), &usable.key, usable.version);
         let mut key = wrapping::unwrap(self.slot(), &bound, &usable.wrapped).await;
         if let Err(Error::HsmUnavailable) = key
@@ -63,9 +66,12 @@ impl Custody {
         {
             key = wrapping::unwrap(self.slot(), &bound, &wrapped).await;
         }
-        let key = Arc::new(key?);
-        self.cache().put(usable.key.id, usable.version, Arc::clone(&key));
-        Ok(key)
+        match usable.key.traits.protection {
+            Protection::Software => {
+                Ok(self.cache().keep(turn, (usable.key.id, usable.version), key?))
+            }
+            Protection::Hsm => Ok(Arc::new(key?)),
+        }
     }
 
     /// The same bytes under another KEK, if they were re-wrapped since they were read: the KEK of then

@@ -42,7 +42,7 @@ impl<R: Records> Applying<'_, R> {
             labels: new.labels.clone(),
             rotation,
             deletion_protection: new.deletion_protection,
-            exportable: new.exportable,
+            traits: new.traits,
             revision: self.revision,
         };
         self.add_version(key.id, Version::FIRST, &new.wrapped)?;

@@ -8,8 +8,8 @@ use crate::{
     Epoch, EpochState, Grant, GrantStatement, Idempotency, Initialise, KekId, Key, KeyId, KeyState,
     KeyVersion, Kit, KitId, KitStatement, Lineage, Member, Namespace, NewEpoch, NoSuccession,
     NodeId, Operation, Operators, Outcome, Plan, Principal, Purpose, Receipt, Records, Reject,
-    Revision, Role, Signature, Span, Standing, Statement, Target, Time, Token, TokenId, Version,
-    VersionState, Vote, Wrapped, Wraps, apply, decode, encode, view,
+    Revision, Role, Signature, Span, Standing, Statement, Target, Time, Token, TokenId, Traits,
+    Version, VersionState, Vote, Wrapped, Wraps, apply, decode, encode, view,
 };
 
 pub(super) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -351,7 +351,7 @@ pub(super) fn new_key(name: &str) -> CreateKey {
         description: String::new(),
         labels: BTreeMap::new(),
         rotation_period: None,
-        exportable: false,
+        traits: Traits::default(),
         deletion_protection: false,
         wrapped: wrapped(1),
     }

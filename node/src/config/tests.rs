@@ -77,6 +77,23 @@ fn sizes_have_units() {
 }
 
 #[test]
+fn the_cache_is_bounded() {
+    let with = |cache: &str| format!("{GOOD}[cache]\n{cache}\n");
+    let config = Config::parse(GOOD, Path::new("f")).unwrap();
+    assert_eq!(config.cache, CacheOptions::default());
+    let config = Config::parse(&with("keys = 0\nage = \"30s\""), Path::new("f")).unwrap();
+    assert_eq!(config.cache, CacheOptions { keys: 0, age: Duration::from_secs(30) });
+    for (text, why) in [
+        ("keys = 1000001", "cache.keys must be from 0 to 1000000"),
+        ("keys = -1", "cache.keys must be from 0 to 1000000"),
+        ("age = \"25h\"", "cache.age must be a duration up to \"24h\", such as \"5m\""),
+        ("age = \"0s\"", "cache.age must be a duration up to \"24h\", such as \"5m\""),
+    ] {
+        assert_eq!(reasons(&with(text)), [(24, why.to_owned())], "{text}");
+    }
+}
+
+#[test]
 fn every_reason_is_told_at_once_with_its_line() {
     let text = GOOD
         .replace("name = \"n1\"\nzone", "nam = \"n1\"\nzone")

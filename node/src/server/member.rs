@@ -117,8 +117,8 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<S
         version: env!("CARGO_PKG_VERSION").into(),
         format_max: node.config.format_max,
     };
-    let custody =
-        Custody::new(replica.clone(), node.slot.clone(), peers.clone(), info, roster.clone());
+    let (slot, cache) = (node.slot.clone(), node.config.cache);
+    let custody = Custody::new(replica.clone(), slot, peers.clone(), info, roster.clone(), cache);
     let forwarder = ToLeader { peers: peers.clone(), addresses: roster.clone() };
     let router = api::router(custody.clone(), Arc::new(forwarder), api::Options::default());
     service.serve_all(custody.clone(), router.clone());

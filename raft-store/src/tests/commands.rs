@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use domain::{
     Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, Initialise, KekId, KeyId,
     Lineage, Member, Namespace, NewEpoch, NodeId, Operation, Operators, Principal, Purpose,
-    Standing, Target, Time, Token, TokenId, Vote, Wrapped,
+    Standing, Target, Time, Token, TokenId, Traits, Vote, Wrapped,
 };
 
 pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -92,7 +92,7 @@ fn new_key(number: u64, namespace: Namespace, name: String) -> CreateKey {
         description: "d".repeat(200),
         labels: BTreeMap::new(),
         rotation_period: None,
-        exportable: false,
+        traits: Traits::default(),
         deletion_protection: false,
         wrapped: Wrapped { epoch: Epoch(1), blob: vec![5; 100] },
     }
