@@ -46,7 +46,9 @@ pub fn decrypt_rate(
             .zip(shares)
             .map(|(session, share)| {
                 threads.spawn(move || {
-                    share.iter().for_each(|blob| open(&session, key, blob));
+                    for blob in share {
+                        open(&session, key, blob);
+                    }
                     session
                 })
             })

@@ -242,8 +242,8 @@ impl Change {
     pub fn format(&self) -> u16 {
         match self {
             Self::CreateKey(new) if new.traits.protection == Protection::Hsm => 3,
-            Self::CreateKey(_) => 1,
-            Self::Initialise(_)
+            Self::CreateKey(_)
+            | Self::Initialise(_)
             | Self::Tick { .. }
             | Self::UpdateKey { .. }
             | Self::RotateKey { .. }

@@ -54,6 +54,7 @@ words! {
     }
 }
 
+#[expect(clippy::derivable_impls, reason = "the words are made by a macro")]
 impl Default for Protection {
     fn default() -> Self {
         Self::Software
@@ -61,6 +62,7 @@ impl Default for Protection {
 }
 
 impl Protection {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
     fn is_software(&self) -> bool {
         *self == Self::Software
     }

@@ -13,6 +13,7 @@ use raft_store::StorageState;
 use tokio::time::Instant;
 
 use super::Options;
+use super::status::NodeStatus;
 use super::steps::CAUGHT_UP;
 use crate::Custody;
 
@@ -22,6 +23,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Between two attempts to hand over.
 const AGAIN: Duration = Duration::from_secs(1);
 const HAND_OVER: Duration = Duration::from_secs(3);
+/// Between two attempts to hand over to somebody who did not say how they are.
+const GUESS_AGAIN: Duration = Duration::from_secs(10);
 
 /// How it stands with this node and with the leadership.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +52,8 @@ fn decide(vitals: &Vitals) -> Decision {
 
 pub(super) async fn guard(custody: Custody, options: Options) {
     let mut health = custody.slot().health();
-    let (mut unfit_since, mut leaderless_since, mut tried) = (None, None, None::<Instant>);
+    let (mut unfit_since, mut leaderless_since) = (None, None);
+    let (mut tried, mut guessed) = (None::<Instant>, None::<Instant>);
     let (mut may, mut caretaker) = (None, false);
     loop {
         let now = Instant::now();
@@ -73,7 +77,12 @@ pub(super) async fn guard(custody: Custody, options: Options) {
         let rested = tried.is_none_or(|at| now - at >= AGAIN);
         if decision.hand_over && rested {
             tried = Some(now);
-            custody.hand_over().await;
+            let handed = custody.hand_over().await;
+            let rested = guessed.is_none_or(|at| now - at >= GUESS_AGAIN);
+            if handed.is_none() && !custody.slot().health().borrow().is_healthy() && rested {
+                guessed = Some(now);
+                custody.hand_over_unasked().await;
+            }
         }
         let now_caretaker = leads && !custody.can_unwrap();
         metrics::gauge!("strongroom_caretaker").set(f64::from(u8::from(now_caretaker)));
@@ -121,6 +130,17 @@ impl Custody {
             tracing::warn!("no other voter is fit to lead");
             return None;
         };
+        self.hand_over_to(node).await
+    }
+
+    /// Without its slot a node proves its identity to nobody, so it may be unable to ask the others how
+    /// they are, and still be heard on the connections that are open. Any of them is a better leader.
+    async fn hand_over_unasked(&self) -> Option<NodeId> {
+        let node = self.successor(|seen| seen.is_none()).await?;
+        self.hand_over_to(node).await
+    }
+
+    async fn hand_over_to(&self, node: NodeId) -> Option<NodeId> {
         tracing::info!(to = node.0, "this node hands the leadership over");
         let deadline = Instant::now() + HAND_OVER;
         match self.replica().transfer_leader(node, deadline).await {
@@ -134,6 +154,10 @@ impl Custody {
 
     /// The voter that could lead best: fit by its own word, and with the most of the log.
     pub(super) async fn fit_successor(&self) -> Option<NodeId> {
+        self.successor(|seen| seen.is_some_and(|seen| seen.fit)).await
+    }
+
+    async fn successor(&self, suits: impl Fn(Option<&NodeStatus>) -> bool) -> Option<NodeId> {
         let status = self.replica().status();
         let matched = status.replication.unwrap_or_default();
         let nodes = self.node_statuses().await;
@@ -141,7 +165,7 @@ impl Custody {
             .into_iter()
             .filter(|(node, _)| *node != self.node_id())
             .filter(|(node, _)| status.voters.iter().all(|half| half.contains(node)))
-            .filter(|(_, seen)| seen.as_ref().is_some_and(|seen| seen.fit))
+            .filter(|(_, seen)| suits(seen.as_ref()))
             .map(|(node, _)| (matched.get(&node).copied().unwrap_or(0), node))
             .filter(|(matched, _)| matched + CAUGHT_UP >= status.commit_index)
             .max()

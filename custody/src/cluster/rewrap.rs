@@ -27,6 +27,8 @@ const COMMITS: usize = 2;
 
 /// What is moved, and where it is bound to.
 type Found = (Bound, Wrapped);
+/// The active epoch, what was found, and the last version that was looked at.
+type Page = (KekEpoch, Vec<Found>, Option<(KeyId, Version)>);
 
 impl Custody {
     /// Moves versions to the active epoch for one turn. Compare and set: what a caller changed
@@ -55,14 +57,13 @@ impl Custody {
         Ok(())
     }
 
-    /// The next versions under an epoch, those aside that are known not to open, and the last one that
-    /// was looked at.
+    /// The next versions under an epoch, those aside that are known not to open.
     fn under(
         &self,
         from: &KekEpoch,
         after: Option<(KeyId, Version)>,
         limit: usize,
-    ) -> Result<(KekEpoch, Vec<Found>, Option<(KeyId, Version)>), Error> {
+    ) -> Result<Page, Error> {
         let damaged = lock(&self.cluster_state().damaged).clone();
         self.replica().read(|view| {
             let active = crate::keys::active_epoch(view)?;

@@ -52,7 +52,11 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         // known to stand on this one.
         self.store.flush().await?;
         let (store, shelf) = (Arc::clone(&self.store), Arc::clone(&self.shelf));
-        in_background(move || Ok(shelf.stand_on(store.base()))).await?;
+        let standing = in_background(move || {
+            shelf.stand_on(store.base());
+            Ok(())
+        });
+        standing.await?;
         Ok(Built { meta: file.meta.clone(), snapshot: file })
     }
 }
