@@ -136,7 +136,6 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<S
         schedule,
         caretaker_after: node.config.raft.election_max * 3,
         certificate,
-        ..cluster::Options::default()
     };
     let (ending, ended) = watch::channel(false);
     let cluster_loops = cluster::run(&custody, &options, &ended);
@@ -287,7 +286,7 @@ async fn keep_seeds(
         let changed = |members: &Vec<_>| *members != local.seeds || *pinned != local.pinned;
         if let Some(seeds) = members.filter(changed) {
             let pinned = pinned.as_ref().clone();
-            let (dir, fresh) = (Arc::clone(&dir), Local { seeds, pinned, ..local.clone() });
+            let (dir, fresh) = (Arc::clone(&dir), Local { pinned, seeds, ..local.clone() });
             let written = tokio::task::spawn_blocking(move || dir.write(&fresh).map(|()| fresh));
             match written.await.map_err(text).and_then(|written| written.map_err(text)) {
                 Ok(fresh) => local = fresh,
