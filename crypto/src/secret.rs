@@ -106,8 +106,8 @@ mod tests {
     #[test]
     fn a_secret_in_a_vault_is_the_same_secret() {
         let vault = Vault::new(64).unwrap();
-        let secret = SecretBytes::fill(3, |bytes| Ok::<_, ()>(bytes.copy_from_slice(b"key")));
-        let locked = secret.unwrap().lock_in(&vault).unwrap();
+        let secret = SecretBytes::from_zeroizing(b"key".to_vec().into());
+        let locked = secret.lock_in(&vault).unwrap();
         assert_eq!((locked.len(), locked.expose(<[u8]>::to_vec)), (3, b"key".to_vec()));
         let other = SecretBytes::random(32).unwrap();
         let other = other.lock_in(&vault).expect_err("it is full");

@@ -39,7 +39,7 @@ async fn operators_hand_over_and_two_of_three_admit() {
     let cluster = DevCluster::start(&Plan { nodes: 1, ..Plan::default() }).await;
     let at = |name: &str| text(&cluster.folder().join(name));
     let old = text(&cluster.operator_key);
-    let (keys, change) = (["alice", "bob", "carol"].map(|name| at(name)), at("change.json"));
+    let (keys, change) = (["alice", "bob", "carol"].map(&at), at("change.json"));
     let mut prepare: Vec<String> =
         ["cluster", "operators", "prepare", "--threshold", "2", "--out", &change]
             .map(str::to_owned)

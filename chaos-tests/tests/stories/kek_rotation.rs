@@ -155,7 +155,7 @@ async fn await_moment(
     let give_up = Instant::now() + ROTATION_MAX;
     loop {
         let status = cluster.status().await;
-        let last = status.kek.outgoing.iter().filter(|one| one.epoch >= before).next_back();
+        let last = status.kek.outgoing.iter().rfind(|one| one.epoch >= before);
         let active = status.kek.epoch > before;
         let left = last.map_or(0, |one| one.versions);
         let total = status.kek.total.max(1);
@@ -281,7 +281,7 @@ fn float(count: usize) -> f64 {
     count as f64
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Pace {
     uses: usize,
     seconds: f64,

@@ -106,7 +106,7 @@ async fn a_lost_volume_joins_anew_without_an_operator() {
     assert!(said(&refused).contains("used up"), "{}", said(&refused));
 }
 
-/// A token that admits nodes of the cluster's names, as for a StatefulSet.
+/// A token that admits nodes of the cluster's names, as for a `StatefulSet`.
 async fn admitting_token(cluster: &DevCluster, uses: usize) -> String {
     let key = cluster.operator_key.to_string_lossy();
     let uses = uses.to_string();

@@ -61,7 +61,7 @@ async fn rotation_join_and_evict_work_and_it_catches_up() {
         }
         assert!(began.elapsed() < Duration::from_mins(5), "{exposure:?}");
     };
-    assert!(exposure.versions as usize > amount.keys, "{exposure:?}");
+    assert!(exposure.versions > amount.keys as u64, "{exposure:?}");
     figure("versions exposed by the lost slot", exposure.versions);
     figure("seconds until every key was rotated", format!("{:.1}", began.elapsed().as_secs_f64()));
 

@@ -6,9 +6,9 @@ use super::authority::rotate as rotate_authority;
 use super::house::*;
 use super::operators::hand_over;
 use crate::{
-    Answer, Change, Command, Epoch, KekPolicy, KekPolicyPatch, KeyPatch, KeyState, KitId,
-    NextVersion, NodeId, Outcome, Principal, Receipt, Reject, Revision, Rewrap, SettingsPatch,
-    Span, Standing, Statement, TokenId, Version, view,
+    Answer, Change, Command, Epoch, KekPolicyPatch, KeyPatch, KeyState, KitId, NextVersion, NodeId,
+    Outcome, Principal, Receipt, Reject, Revision, Rewrap, SettingsPatch, Span, Standing,
+    Statement, TokenId, Version, view,
 };
 
 /// The name of a change. A new variant does not compile without one, nor pass without a sample.
@@ -332,7 +332,7 @@ pub(super) fn outcomes() -> Vec<(&'static str, Outcome)> {
             "kek-policy",
             Receipt::KekPolicy(
                 Box::new(view::settings(records).unwrap()),
-                Box::new(KekPolicy::default()),
+                Box::default(),
                 Revision(6),
             ),
         ),

@@ -44,7 +44,7 @@ async fn another_ca_is_trusted_before_it_issues_and_the_old_one_after() {
     assert!(view.next_issues_from.is_none() && view.former_until.is_some());
 
     cluster.leader().drop_former_authority(&cluster.context()).await.unwrap();
-    assert_eq!(cluster.trusted().await, [next]);
+    assert_eq!(cluster.trusted().await, std::slice::from_ref(next));
     cluster.leader().rotate_authority(&cluster.context(), Span(0)).await.unwrap();
     cluster.stop().await;
 }
