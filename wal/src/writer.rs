@@ -13,6 +13,12 @@ use crate::journal::{Journal, Placed};
 use crate::ledger::Ledger;
 use crate::log::Done;
 
+/// Entries in one batch that tell of many writers at a time.
+const BUSY: usize = 4;
+/// How long the next batch of many writers is waited for: a sync for more of them costs the disk and
+/// the processor less, and each of them little beside what they wait anyway.
+const LINGER: Duration = Duration::from_millis(1);
+
 pub(crate) enum Operation {
     /// Entries with the ids of their slots.
     Append(Vec<(u64, Arc<Entry>)>, Done),
@@ -90,9 +96,11 @@ impl Shared {
     }
 
     fn serve(&self, journal: &mut Journal) -> Result<(), WriteError> {
+        let mut busy = false;
         loop {
-            match self.next(journal) {
+            match self.next(journal, busy) {
                 Next::Batch(operations) => {
+                    busy = operations.iter().map(Operation::entries).sum::<usize>() >= BUSY;
                     let mut dones = Vec::with_capacity(operations.len());
                     match write(journal, operations, &mut dones) {
                         Ok(placed) => self.publish(journal, placed, dones),
@@ -114,10 +122,17 @@ impl Shared {
         }
     }
 
-    fn next(&self, journal: &Journal) -> Next {
+    fn next(&self, journal: &Journal, busy: bool) -> Next {
         let mut state = self.lock();
         loop {
             if !state.queue.is_empty() {
+                if busy {
+                    let more = |state: &mut State| {
+                        state.stopped.is_none() && state.queue.iter().all(Operation::may_wait)
+                    };
+                    let lingered = self.work.wait_timeout_while(state, LINGER, more);
+                    state = lingered.unwrap_or_else(PoisonError::into_inner).0;
+                }
                 return Next::Batch(std::mem::take(&mut state.queue));
             }
             if state.stopped.is_some() {
@@ -213,6 +228,14 @@ fn poisoned(cause: &impl ToString) -> WriteError {
 }
 
 impl Operation {
+    fn entries(&self) -> usize {
+        if let Self::Append(entries, _) = self { entries.len() } else { 0 }
+    }
+
+    fn may_wait(&self) -> bool {
+        matches!(self, Self::Append(..) | Self::Barrier(_) | Self::Committed(_))
+    }
+
     fn into_done(self) -> Option<Done> {
         match self {
             Self::Append(_, done)
