@@ -193,7 +193,7 @@ mod tests {
         GET /v1/cluster  POST /v1/cluster/join-tokens  GET /v1/cluster/joins
         GET /v1/cluster/join-tokens  DELETE /v1/cluster/join-tokens/{id}
         POST /v1/cluster/join-tokens/{id}/grant
-        GET /v1/cluster/operators  POST /v1/cluster/operators
+        GET /v1/cluster/exposures/{id}  GET /v1/cluster/operators  POST /v1/cluster/operators
         GET /v1/cluster/ca  POST /v1/cluster/rotate-ca  DELETE /v1/cluster/former-ca
         POST /v1/cluster/joins/{id}/approve  DELETE /v1/cluster/nodes/{id}
         POST /v1/cluster/transfer-leader  POST /v1/cluster/nodes/{id}/cordon
