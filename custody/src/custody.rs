@@ -112,6 +112,7 @@ impl Custody {
         &self.0.cache
     }
 
+    /// Looks at the state: not to be asked while somebody looks.
     pub(crate) fn pinned(&self) -> Arc<Pinned> {
         self.0.cluster.roster().pinned()
     }
@@ -125,7 +126,7 @@ impl Custody {
     }
 
     pub(crate) fn lineage(&self) -> Lineage {
-        self.pinned().lineage
+        self.0.cluster.roster().lineage()
     }
 
     pub fn node(&self) -> &NodeInfo {

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock, RwLock};
 
-use domain::{Member, NodeId, OperatorsLink, Standing, Statement, view};
+use domain::{Lineage, Member, NodeId, OperatorsLink, Standing, Statement, view};
 use raft_store::State;
 
 use super::operators::{self, Pinned};
@@ -70,6 +70,11 @@ impl Roster {
             self.refresh(state);
         }
         self.pins()
+    }
+
+    /// The same whoever the operators are, and so asked of nobody: not of the state either.
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.pins().lineage
     }
 
     fn pins(&self) -> Arc<Pinned> {

@@ -136,7 +136,7 @@ impl Custody {
                 let active =
                     active.ok_or_else(|| Error::Internal("the active epoch is missing".into()))?;
                 let escrow = view::escrow(view, cluster.active_epoch)?;
-                let kits = kits::summaries(&self.pinned(), &view::kits(view)?, &escrow);
+                let kits = (view::kits(view)?, escrow);
                 let succession = view::successions(view)?.pop();
                 let mut exposures = Vec::new();
                 for exposure in view::exposures(view)? {
@@ -154,7 +154,8 @@ impl Custody {
                 Ok((cluster, members, kek, kits, succession, exposures))
             })
             .await?;
-        let (cluster, members, kek, kits, succession, exposures) = seen.value;
+        let (cluster, members, kek, (kits, escrow), succession, exposures) = seen.value;
+        let kits = kits::summaries(&self.pinned(), &kits, &escrow);
         let departing = self.departing()?;
         let (survey, backups, formats, recoveries, keeps) = tokio::join!(
             self.survey(),

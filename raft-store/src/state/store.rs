@@ -1,5 +1,6 @@
 //! The records that are in use, and the lock that makes a view of them a point in time.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
@@ -51,6 +52,33 @@ pub(crate) struct Store {
     flusher: Mutex<Option<(Sender<Request>, JoinHandle<()>)>>,
 }
 
+thread_local! {
+    /// The store that this thread looks at, by its address; 0 for none.
+    static LOOKING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Finds those in tests who look while they look: whoever wants to change something meanwhile waits
+/// for them, and they for it.
+struct Looking;
+
+impl Looking {
+    fn begin(store: &Store) -> Option<Self> {
+        if !cfg!(debug_assertions) {
+            return None;
+        }
+        let address = std::ptr::from_ref(store).addr();
+        let before = LOOKING.replace(address);
+        assert_ne!(before, address, "the state is looked at by somebody who looks at it already");
+        Some(Self)
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        LOOKING.set(0);
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     loaded: Loaded,
@@ -86,6 +114,7 @@ impl Store {
 
     /// Looks at the records as they are now. Looking again inside `look` can wait for ever.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {
+        let _looking = Looking::begin(self);
         let inner = self.inner();
         look(&inner.loaded.view())
     }
@@ -96,6 +125,7 @@ impl Store {
         term: u64,
         look: impl FnOnce(&View<'_>) -> T,
     ) -> Option<T> {
+        let _looking = Looking::begin(self);
         let inner = self.inner();
         let applied = inner.loaded.note.applied.as_ref();
         (term_of(applied) == term).then(|| look(&inner.loaded.view()))
