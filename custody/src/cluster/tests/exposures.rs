@@ -113,7 +113,8 @@ async fn a_kek_that_wrapped_as_much_as_it_may_is_replaced() {
             active(cluster.leader()) == Epoch(first.0 + 1) && cluster.at_rest(1)
         })
         .await;
-    let wraps = cluster.leader().replica().read(|view| view::wraps(view, active(cluster.leader())));
+    let active = active(cluster.leader());
+    let wraps = cluster.leader().replica().read(|view| view::wraps(view, active));
     assert!(wraps.unwrap().all >= 100, "what was moved counts, and did not set it off again");
     cluster.stop().await;
 }
