@@ -156,9 +156,9 @@ impl Config {
 
     fn parse(text: &str, file: &Path) -> Result<Self, Vec<(usize, String)>> {
         let mut reader = Reader::new(text);
-        let root = reader.root();
+        let mut root = reader.root();
 
-        let mut node = reader.section(&root, "node", true);
+        let mut node = reader.section(&mut root, "node", true);
         let name = reader.required(&mut node, "name", word);
         let zone = reader.optional(&mut node, "zone", word);
         let data_dir = reader.required(&mut node, "data_dir", path);
@@ -166,24 +166,24 @@ impl Config {
         let format_max = reader.defaulted(&mut node, "format_max", &newest, format);
         reader.finish(node);
 
-        let api = endpoint(&mut reader, &root, "api");
-        let peers = endpoint(&mut reader, &root, "peers");
+        let api = endpoint(&mut reader, &mut root, "api");
+        let peers = endpoint(&mut reader, &mut root, "peers");
 
-        let mut admin = reader.section(&root, "admin", true);
+        let mut admin = reader.section(&mut root, "admin", true);
         let admin_listen = reader.required(&mut admin, "listen", address);
         reader.finish(admin);
 
         let tls = root.has("tls").then(|| {
-            let mut section = reader.section(&root, "tls", true);
+            let mut section = reader.section(&mut root, "tls", true);
             let certificate = reader.required(&mut section, "certificate", path);
             let key = reader.required(&mut section, "key", path);
             reader.finish(section);
             Some(TlsFiles { certificate: certificate?, key: key? })
         });
 
-        let hsm = hsm(&mut reader, &root);
+        let hsm = hsm(&mut reader, &mut root);
 
-        let mut section = reader.section(&root, "cache", false);
+        let mut section = reader.section(&mut root, "cache", false);
         let cache = CacheOptions {
             keys: reader.defaulted(&mut section, "keys", "10000", |text| {
                 let few = |keys: &usize| *keys <= CACHED_MAX;
@@ -198,7 +198,7 @@ impl Config {
         };
         reader.finish(section);
 
-        let mut section = reader.section(&root, "raft", false);
+        let mut section = reader.section(&mut root, "raft", false);
         let raft = RaftTimes {
             heartbeat: reader.defaulted(&mut section, "heartbeat", "60ms", duration),
             election_min: reader.defaulted(&mut section, "election_min", "200ms", duration),
@@ -212,7 +212,7 @@ impl Config {
         }
         reader.finish(section);
 
-        let mut section = reader.section(&root, "storage", false);
+        let mut section = reader.section(&mut root, "storage", false);
         let reserve = reader.defaulted(&mut section, "reserve", "512MiB", |text| {
             let enough = |bytes: &u64| *bytes >= RESERVE_MIN;
             bytes(text).filter(enough).ok_or("must be a size from 256MiB, such as \"1GiB\"".into())
@@ -223,9 +223,9 @@ impl Config {
             duration(text).ok().filter(slow).ok_or_else(|| reason.to_owned())
         });
         reader.finish(section);
-        let backup = root.has("backup").then(|| backup(&mut reader, &root));
+        let backup = root.has("backup").then(|| backup(&mut reader, &mut root));
 
-        let mut section = reader.section(&root, "log", false);
+        let mut section = reader.section(&mut root, "log", false);
         let log = Log {
             format: reader.defaulted(&mut section, "format", "json", log_format),
             level: reader.defaulted(&mut section, "level", "info", level),
@@ -275,7 +275,7 @@ fn format(text: &str) -> Result<u16, String> {
 
 fn endpoint<'a>(
     reader: &mut Reader<'a>,
-    root: &Section<'a>,
+    root: &mut Section<'a>,
     section: &'static str,
 ) -> Option<Endpoint> {
     let mut section = reader.section(root, section, true);
@@ -291,7 +291,7 @@ fn endpoint<'a>(
     Some(Endpoint { listen, advertise: advertise.unwrap_or_else(|| listen.to_string()) })
 }
 
-fn hsm<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Hsm> {
+fn hsm<'a>(reader: &mut Reader<'a>, root: &mut Section<'a>) -> Option<Hsm> {
     let mut section = reader.section(root, "hsm", true);
     let kind = reader.required(&mut section, "kind", |text| match text {
         "embedded" | "pkcs11" => Ok(text.to_owned()),
@@ -352,7 +352,7 @@ fn pkcs11<'a>(reader: &mut Reader<'a>, section: &mut Section<'a>) -> Option<Toke
     Some(Token::Pkcs11 { module, token_label, serial, pin: pin?, accept: accept? })
 }
 
-fn backup<'a>(reader: &mut Reader<'a>, root: &Section<'a>) -> Option<Backup> {
+fn backup<'a>(reader: &mut Reader<'a>, root: &mut Section<'a>) -> Option<Backup> {
     let mut section = reader.section(root, "backup", true);
     let interval = reader.required(&mut section, "interval", duration);
     let folder = reader.required(&mut section, "folder", path);

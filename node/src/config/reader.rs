@@ -6,9 +6,6 @@ use std::fmt::Display;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const SECTIONS: [&str; 10] =
-    ["node", "api", "peers", "admin", "tls", "hsm", "raft", "storage", "backup", "log"];
-
 pub(super) struct Reader<'a> {
     text: &'a str,
     root: Spanned<DeTable<'a>>,
@@ -29,7 +26,9 @@ impl Section<'_> {
         self.line
     }
 
-    pub(super) fn has(&self, key: &str) -> bool {
+    /// Asks for a key by whether it is there.
+    pub(super) fn has(&mut self, key: &'static str) -> bool {
+        self.asked.insert(key);
         self.table.as_ref().is_some_and(|table| table.get(key).is_some())
     }
 
@@ -56,16 +55,16 @@ impl<'a> Reader<'a> {
 
     pub(super) fn root(&self) -> Section<'a> {
         let table = Some(self.root.get_ref().clone());
-        let asked = BTreeSet::from(SECTIONS);
-        Section { name: "", line: 1, table, asked, skip_rest: false }
+        Section { name: "", line: 1, table, asked: BTreeSet::new(), skip_rest: false }
     }
 
     pub(super) fn section(
         &mut self,
-        root: &Section<'a>,
+        root: &mut Section<'a>,
         name: &'static str,
         required: bool,
     ) -> Section<'a> {
+        root.asked.insert(name);
         let mut section =
             Section { name, line: 0, table: None, asked: BTreeSet::new(), skip_rest: false };
         match root.table.as_ref().and_then(|table| table.get_key_value(name)) {

@@ -89,7 +89,7 @@ fn the_cache_is_bounded() {
         ("age = \"25h\"", "cache.age must be a duration up to \"24h\", such as \"5m\""),
         ("age = \"0s\"", "cache.age must be a duration up to \"24h\", such as \"5m\""),
     ] {
-        assert_eq!(reasons(&with(text)), [(24, why.to_owned())], "{text}");
+        assert_eq!(reasons(&with(text)), [(23, why.to_owned())], "{text}");
     }
 }
 
