@@ -8,10 +8,7 @@ use std::process::Command;
 
 /// Executes this program again as it was called, with what it set before. Returns only with the error.
 pub(crate) fn again() -> io::Error {
-    match std::env::current_exe() {
-        Ok(program) => Command::new(program).args(std::env::args_os().skip(1)).exec(),
-        Err(error) => error,
-    }
+    execute(&BTreeMap::new())
 }
 
 /// Returns when the variables are set already; otherwise it does not return, but for an error.
@@ -22,6 +19,14 @@ pub(crate) fn apply(wanted: &BTreeMap<String, String>) -> io::Result<()> {
     if set {
         return Ok(());
     }
-    let program = std::env::current_exe()?;
-    Err(Command::new(program).args(std::env::args_os().skip(1)).envs(wanted).exec())
+    Err(execute(wanted))
+}
+
+fn execute(variables: &BTreeMap<String, String>) -> io::Error {
+    match std::env::current_exe() {
+        Ok(program) => {
+            Command::new(program).args(std::env::args_os().skip(1)).envs(variables).exec()
+        }
+        Err(error) => error,
+    }
 }
