@@ -147,7 +147,11 @@ impl DataDir {
 
     /// Puts a replica out of the way that `node.json` does not name any more; nothing is deleted.
     pub(crate) fn retire_replica(&self, local: &Local) -> Result<PathBuf, LocalError> {
-        let kept = self.path.join(format!("replica.before-{}", local.cluster));
+        self.put_aside(local, &local.cluster.to_string())
+    }
+
+    fn put_aside(&self, local: &Local, what: &str) -> Result<PathBuf, LocalError> {
+        let kept = self.path.join(format!("{REPLICA}.before-{what}"));
         match fs::rename(self.replica(local), &kept) {
             Ok(()) => Ok(kept),
             Err(source) => Err(LocalError::Io { path: kept, source }),
@@ -160,12 +164,14 @@ impl DataDir {
         let was = format!("node-{}", before.node);
         self.keep_node_file_as(&was)?;
         self.write(now)?;
-        let kept = self.path.join(format!("{REPLICA}.before-{was}"));
-        match fs::rename(self.replica(before), &kept) {
-            Ok(()) => Ok(kept),
+        match self.put_aside(before, &was) {
             // It may be what was lost.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(kept),
-            Err(source) => Err(LocalError::Io { path: kept, source }),
+            Err(LocalError::Io { path, source })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(path)
+            }
+            moved => moved,
         }
     }
 
