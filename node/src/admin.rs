@@ -7,7 +7,7 @@ mod server;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::AdminClient;
-pub(crate) use server::{Admin, Ask, Stage, serve};
+pub(crate) use server::{Admin, Ask, BELONGS, Stage, serve};
 
 /// A node as it shows itself over the socket.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -102,18 +102,17 @@ async fn serve(config: Config) -> Result<Stopped, String> {
     // Another slot is no damage, and nothing that more tries would change: it waits to be told.
     let (local, lost) = match local {
         Some(local) if local.is_of(&keys.identity_spki) => (Some(local), None),
-        Some(local) => (None, Some(local)),
-        None => (None, None),
+        lost => (None, lost),
     };
-    let first = match (&local, &lost) {
-        (Some(_), _) => Stage { phase: "recovering", node_id: None, note: None },
-        (None, None) => Stage { phase: "uninitialised", node_id: None, note: None },
-        (None, Some(lost)) => waiting_in_place_of(lost),
+    let (phase, note) = match (&local, &lost) {
+        (Some(_), _) => ("recovering", None),
+        (None, None) => ("uninitialised", None),
+        (None, Some(lost)) => (REPLACEABLE, Some(another_slot(lost))),
     };
-    if let Some(note) = &first.note {
+    if let Some(note) = &note {
         warn!("{note}");
     }
-    let (stage, seen) = watch::channel(first);
+    let (stage, seen) = watch::channel(Stage { phase, node_id: None, note });
     let (asks, mut asked) = mpsc::channel(4);
     let admin = Admin { name: config.name.clone(), fingerprint, stage: seen.clone(), asks };
     let socket = dir.admin_socket();
@@ -154,13 +153,12 @@ async fn serve(config: Config) -> Result<Stopped, String> {
     member::run(Starting { node, begin, api, peers, asked }, stop).await
 }
 
-fn waiting_in_place_of(lost: &Local) -> Stage {
-    let note = format!(
+fn another_slot(lost: &Local) -> String {
+    format!(
         "the data here is that of node {}, and the slot is not: put its slot back, or, if that is \
          lost, take its place with `strongroom join --replace`",
         lost.node
-    );
-    Stage { phase: REPLACEABLE, node_id: None, note: Some(note) }
+    )
 }
 
 impl Node {
@@ -187,14 +185,13 @@ impl Node {
                 ask = asked.recv() => ask?,
                 () = stop.cancelled() => return None,
             };
-            let refused = self.lost.as_ref().and_then(|lost| waiting_in_place_of(lost).note);
+            if let Some(lost) = &self.lost
+                && !ask.replaces()
+            {
+                ask.refuse(&another_slot(lost));
+                continue;
+            }
             match ask {
-                Ask::Prepare(answer) if refused.is_some() => {
-                    let _ = answer.send(Err(refused.unwrap_or_default()));
-                }
-                Ask::Join(join, answer) if refused.is_some() && !join.replace => {
-                    let _ = answer.send(Err(refused.unwrap_or_default()));
-                }
                 Ask::Prepare(answer) => {
                     let made = cluster::prepare(&self.slot, &self.newcomer(false)).await;
                     let _ = answer.send(match made {

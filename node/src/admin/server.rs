@@ -13,6 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Found, Founding, Join, NodeView, Unsigned};
 
+/// What a member says to whoever asks it to found or to join.
+pub(crate) const BELONGS: &str = "this node belongs to a cluster already";
+
 /// How far the node is, for those who look.
 #[derive(Clone, Debug)]
 pub(crate) struct Stage {
@@ -26,6 +29,22 @@ pub(crate) enum Ask {
     Prepare(oneshot::Sender<Result<Unsigned, String>>),
     Found(Found, oneshot::Sender<Result<Founding, String>>),
     Join(Join, oneshot::Sender<Result<(), String>>),
+}
+
+impl Ask {
+    /// Whether it is to join in the place of the member that the node is, or was.
+    pub(crate) fn replaces(&self) -> bool {
+        matches!(self, Self::Join(join, _) if join.replace)
+    }
+
+    /// Answers with the reason why it is not done. Whoever asked may be gone.
+    pub(crate) fn refuse(self, why: &str) {
+        match self {
+            Self::Prepare(answer) => drop(answer.send(Err(why.into()))),
+            Self::Found(_, answer) => drop(answer.send(Err(why.into()))),
+            Self::Join(_, answer) => drop(answer.send(Err(why.into()))),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -91,7 +110,7 @@ async fn ask<T: serde::Serialize>(
     let sent = admin.asks.send(ask(answer)).await;
     let outcome = match sent {
         Ok(()) => answered.await.unwrap_or_else(|_| Err("it was not done".into())),
-        Err(_) => Err("this node belongs to a cluster already".into()),
+        Err(_) => Err(BELONGS.into()),
     };
     match outcome {
         Ok(value) => Json(value).into_response(),

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{DRAIN, FOUND, Node, Stopped, founding};
-use crate::admin::{Ask, Founding, Stage};
+use crate::admin::{Ask, BELONGS, Founding, Stage};
 use crate::config::{Backup, TlsFiles};
 use crate::dev::secret_file;
 use crate::local::{DataDir, Local, REPLICA};
@@ -195,20 +195,16 @@ pub(super) async fn run(starting: Starting, stop: CancellationToken) -> Result<S
 
 /// Waits until the node is told that its slot is lost, and finds it so.
 async fn replaced(mut asked: mpsc::Receiver<Ask>, slot: &Slot) {
-    const BELONGS: &str = "this node belongs to a cluster already";
     while let Some(ask) = asked.recv().await {
         match ask {
             Ask::Join(join, answer) if join.replace && !slot.health().borrow().is_healthy() => {
                 let _ = answer.send(Ok(()));
                 return;
             }
-            Ask::Join(join, answer) => {
-                let works = "this node is a member, and its slot works: nothing is lost";
-                let why = if join.replace { works } else { BELONGS };
-                let _ = answer.send(Err(why.into()));
+            ask if ask.replaces() => {
+                ask.refuse("this node is a member, and its slot works: nothing is lost");
             }
-            Ask::Prepare(answer) => drop(answer.send(Err(BELONGS.into()))),
-            Ask::Found(_, answer) => drop(answer.send(Err(BELONGS.into()))),
+            ask => ask.refuse(BELONGS),
         }
     }
     std::future::pending::<()>().await;
