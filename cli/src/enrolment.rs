@@ -17,7 +17,7 @@ use wire::{
 use zeroize::Zeroizing;
 
 use crate::Failure;
-use crate::kit::operator_keys;
+use crate::kit::{self, operator_keys};
 use crate::output::{confirm, facts, or_dash, rows};
 use crate::statement::{GrantStatement, LINEAGE, Statement};
 
@@ -205,8 +205,7 @@ impl Approve {
             signatures.extend(read_signature(file)?);
         }
         if let Some(out) = &self.out {
-            fs::write(out, hex::encode(signatures))
-                .map_err(|error| Failure::local(format_args!("{}: {error}", out.display())))?;
+            fs::write(out, hex::encode(signatures)).map_err(|error| Failure::at(out, error))?;
             eprintln!("signed for {}; nothing is admitted yet", join.name);
             return Ok(());
         }
@@ -219,10 +218,8 @@ impl Approve {
 
 /// What [`Approve`] wrote with `--out`: 64 bytes for each operator, hexadecimal.
 fn read_signature(file: &Path) -> Result<Vec<u8>, Failure> {
-    let wrong =
-        |why: &dyn std::fmt::Display| Failure::local(format_args!("{}: {why}", file.display()));
-    let text = fs::read_to_string(file).map_err(|error| wrong(&error))?;
-    hex::decode(text.trim()).map_err(|error| wrong(&error))
+    let text = kit::read(file)?;
+    hex::decode(text.trim()).map_err(|error| Failure::at(file, error))
 }
 
 fn pick<'a>(joins: &'a [Join], asked: Option<&str>) -> Result<&'a Join, Failure> {

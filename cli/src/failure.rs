@@ -1,5 +1,7 @@
 //! How a command fails: what to tell, and the exit code.
 
+use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Why a command did not do what it was asked.
@@ -12,8 +14,13 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub fn local(why: impl std::fmt::Display) -> Self {
+    pub fn local(why: impl Display) -> Self {
         Self::Local(why.to_string())
+    }
+
+    /// Something about a file.
+    pub(crate) fn at(file: &Path, why: impl Display) -> Self {
+        Self::local(format_args!("{}: {why}", file.display()))
     }
 
     /// Whether it is certain that nothing happened at the cluster.

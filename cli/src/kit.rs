@@ -180,8 +180,7 @@ impl Create {
 pub fn operator_keys(files: &[PathBuf]) -> Result<Vec<OperatorKey>, Failure> {
     let read = |file: &PathBuf| {
         let pem = Zeroizing::new(read(file)?);
-        OperatorKey::from_pem(&pem)
-            .map_err(|error| Failure::local(format_args!("{}: {error}", file.display())))
+        OperatorKey::from_pem(&pem).map_err(|error| Failure::at(file, error))
     };
     files.iter().map(read).collect()
 }
@@ -204,16 +203,16 @@ pub async fn make(
     let split = kit.split(name, *threshold, *shares).map_err(Failure::local)?;
     let mut directory = fs::DirBuilder::new();
     directory.recursive(true).mode(0o700);
-    directory.create(out).map_err(|error| at(out, &error))?;
+    directory.create(out).map_err(|error| Failure::at(out, error))?;
     let files: Vec<PathBuf> = split
         .iter()
         .map(|share| out.join(format!("{}.share-{}-of-{shares}", hex_id(&kit), share.index())))
         .collect();
     let done = async {
         for (share, file) in split.iter().zip(&files) {
-            write(file, share.to_text().as_bytes()).map_err(|error| at(file, &error))?;
+            write(file, share.to_text().as_bytes())?;
         }
-        File::open(out).and_then(|dir| dir.sync_all()).map_err(|error| at(out, &error))?;
+        File::open(out).and_then(|dir| dir.sync_all()).map_err(|error| Failure::at(out, error))?;
         // What can not be read back is no kit.
         let last = files.iter().rev().take(usize::from(*threshold));
         let back = combine(last)?;
@@ -311,8 +310,7 @@ pub fn combine(files: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<KitP
         .map(|file| {
             let file = file.as_ref();
             let text = Zeroizing::new(read(file)?);
-            KitShare::parse(&text)
-                .map_err(|error| Failure::local(format_args!("{}: {error}", file.display())))
+            KitShare::parse(&text).map_err(|error| Failure::at(file, error))
         })
         .collect::<Result<Vec<_>, _>>()?;
     KitPrivate::combine(&shares).map_err(Failure::local)
@@ -320,14 +318,12 @@ pub fn combine(files: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<KitP
 
 /// DER, or PEM of it.
 fn public_key(file: &Path) -> Result<Vec<u8>, Failure> {
-    let bytes = fs::read(file).map_err(|error| at(file, &error))?;
+    let bytes = fs::read(file).map_err(|error| Failure::at(file, error))?;
     let Ok(text) = std::str::from_utf8(&bytes) else { return Ok(bytes) };
     let lines = text.lines().filter(|line| !line.starts_with("-----"));
     let base64: String = lines.map(str::trim).collect();
     let parsed: Result<Bytes64, _> = serde_json::from_value(serde_json::Value::String(base64));
-    let parsed =
-        parsed.map_err(|error| Failure::local(format_args!("{}: {error}", file.display())))?;
-    Ok(parsed.0)
+    Ok(parsed.map_err(|error| Failure::at(file, error))?.0)
 }
 
 fn hex_id(kit: &KitPrivate) -> String {
@@ -339,20 +335,19 @@ fn made(kit: RecoveryKit, files: Vec<PathBuf>) -> Made {
     Made { id, name, fingerprint, files }
 }
 
-fn read(file: &Path) -> Result<String, Failure> {
-    fs::read_to_string(file).map_err(|error| at(file, &error))
+pub(crate) fn read(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(|error| Failure::at(file, error))
 }
 
 /// Only its owner reads it, and none is written over.
-pub(crate) fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(file)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn at(file: &Path, error: &std::io::Error) -> Failure {
-    Failure::local(format_args!("{}: {error}", file.display()))
+    let opened = options.write(true).create_new(true).mode(0o600).open(file);
+    let written = opened.and_then(|mut opened| {
+        opened.write_all(bytes)?;
+        opened.sync_all()
+    });
+    written.map_err(|error| Failure::at(file, error))
 }
 
 fn told(made: &Made) -> String {

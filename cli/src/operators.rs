@@ -12,7 +12,7 @@ use crypto::sign::{OPERATORS, OperatorKey, OperatorPublic};
 use serde::{Deserialize, Serialize};
 use wire::{Bytes64, ClusterOperators, RotateOperators};
 
-use crate::kit::operator_keys;
+use crate::kit::{self, operator_keys};
 use crate::output::{confirm, facts};
 use crate::statement::{LINEAGE, Operators, OperatorsStatement, Statement, vouch};
 use crate::{Failure, Global};
@@ -115,8 +115,7 @@ fn shown(all: &ClusterOperators) -> String {
 fn public(file: &Path) -> Result<(), Failure> {
     if !file.exists() {
         let key = OperatorKey::generate().map_err(Failure::local)?;
-        crate::kit::write(file, key.to_pem().as_bytes())
-            .map_err(|error| Failure::local(format_args!("{}: {error}", file.display())))?;
+        kit::write(file, key.to_pem().as_bytes())?;
         eprintln!("made the operator key {}", file.display());
     }
     let keys = operator_keys(&[file.to_owned()])?;
@@ -185,16 +184,13 @@ const KITS: &str = "recovery-kit";
 
 impl Change {
     fn read(file: &Path) -> Result<Self, Failure> {
-        let wrong =
-            |why: &dyn std::fmt::Display| Failure::local(format_args!("{}: {why}", file.display()));
-        let text = fs::read_to_string(file).map_err(|error| wrong(&error))?;
-        serde_json::from_str(&text).map_err(|error| wrong(&error))
+        let text = kit::read(file)?;
+        serde_json::from_str(&text).map_err(|error| Failure::at(file, error))
     }
 
     fn write(&self, file: &Path) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(self).map_err(Failure::local)?;
-        fs::write(file, text)
-            .map_err(|error| Failure::local(format_args!("{}: {error}", file.display())))
+        fs::write(file, text).map_err(|error| Failure::at(file, error))
     }
 
     /// What the statement says, for a person; nothing else than what is shown is stood by.
