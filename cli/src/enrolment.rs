@@ -17,7 +17,7 @@ use wire::{
 use zeroize::Zeroizing;
 
 use crate::Failure;
-use crate::kit::{self, operator_keys};
+use crate::kit::{self, operator_keys, signatures};
 use crate::output::{confirm, facts, or_dash, rows};
 use crate::statement::{GrantStatement, LINEAGE, Statement};
 
@@ -135,7 +135,7 @@ impl JoinToken {
             expires_at: now.saturating_add(self.ttl.as_millis()),
         }
         .to_bytes();
-        let signatures = operators.iter().flat_map(|key| key.sign(GRANT, &statement)).collect();
+        let signatures = signatures(operators, GRANT, &statement);
         let body = GrantJoins { statement: Bytes64(statement), signatures: Bytes64(signatures) };
         client.grant_joins(&made.id, &body).await?;
         Ok(Zeroizing::new(hex::encode(seed.as_slice())))
@@ -199,8 +199,7 @@ impl Approve {
             }
             None => confirm("Is this the fingerprint that the node shows?", self.yes)?,
         }
-        let mut signatures: Vec<u8> =
-            keys.iter().flat_map(|key| key.sign(MEMBER, &join.statement.0)).collect();
+        let mut signatures = signatures(&keys, MEMBER, &join.statement.0);
         for file in &self.signatures {
             signatures.extend(read_signature(file)?);
         }

@@ -185,6 +185,11 @@ pub fn operator_keys(files: &[PathBuf]) -> Result<Vec<OperatorKey>, Failure> {
     files.iter().map(read).collect()
 }
 
+/// What operators sign, as a cluster takes it: 64 bytes each, one after another.
+pub(crate) fn signatures(operators: &[OperatorKey], domain: &str, statement: &[u8]) -> Vec<u8> {
+    operators.iter().flat_map(|key| key.sign(domain, statement)).collect()
+}
+
 /// Makes a kit, writes its shares, reads them back, and pins it. Where it is certain that it was not
 /// pinned, nothing is left.
 pub async fn make(
@@ -259,7 +264,7 @@ async fn pin(
     kit: &KitStatement<'_>,
 ) -> Result<RecoveryKit, Failure> {
     let statement = kit.to_bytes();
-    let signatures: Vec<u8> = operators.iter().flat_map(|key| key.sign(KIT, &statement)).collect();
+    let signatures = signatures(operators, KIT, &statement);
     let body = PinRecoveryKit { statement: Bytes64(statement), signatures: Bytes64(signatures) };
     Ok(client.pin_recovery_kit(&body).await?)
 }
