@@ -139,9 +139,6 @@ impl Prepare {
             .iter()
             .map(|text| key(&hex::decode(text).map_err(Failure::local)?))
             .collect::<Result<_, _>>()?;
-        let stood_by = |purpose: &'static str, list: &[Bytes64]| -> Vec<[u8; 32]> {
-            list.iter().map(|bytes| vouch(purpose, &bytes.0)).collect()
-        };
         let statement = OperatorsStatement {
             lineage,
             number: now.number + 1,
@@ -150,7 +147,7 @@ impl Prepare {
                 threshold: u16::try_from(now.threshold).map_err(Failure::local)?,
             },
             after: Operators { keys: after, threshold: self.threshold },
-            vouched: [stood_by(MEMBERS, &now.members), stood_by(KITS, &now.recovery_kits)].concat(),
+            vouched: vouched(&now.members, &now.recovery_kits),
         };
         let change = Change {
             statement: Bytes64(statement.to_bytes()),
@@ -179,8 +176,12 @@ impl Sign {
     }
 }
 
-const MEMBERS: &str = "member";
-const KITS: &str = "recovery-kit";
+/// What the statements are called that the operators of a change stand by.
+fn vouched(members: &[Bytes64], kits: &[Bytes64]) -> Vec<[u8; 32]> {
+    let members = members.iter().map(|bytes| vouch("member", &bytes.0));
+    let kits = kits.iter().map(|bytes| vouch("recovery-kit", &bytes.0));
+    members.chain(kits).collect()
+}
 
 impl Change {
     fn read(file: &Path) -> Result<Self, Failure> {
@@ -197,14 +198,11 @@ impl Change {
     fn check(&self) -> Result<String, Failure> {
         let bytes = &self.statement.0;
         let read = OperatorsStatement::parse(bytes).map_err(Failure::local)?;
-        let shown = |purpose: &'static str, list: &[Bytes64]| -> Vec<[u8; 32]> {
-            list.iter().map(|bytes| vouch(purpose, &bytes.0)).collect()
-        };
-        let mut listed = [shown(MEMBERS, &self.members), shown(KITS, &self.recovery_kits)].concat();
-        let mut vouched = read.vouched.clone();
+        let mut listed = vouched(&self.members, &self.recovery_kits);
+        let mut signed_for = read.vouched.clone();
         listed.sort_unstable();
-        vouched.sort_unstable();
-        if listed != vouched {
+        signed_for.sort_unstable();
+        if listed != signed_for {
             return Err(Failure::local(
                 "the change stands by other statements than those that it shows: do not sign it",
             ));
