@@ -178,11 +178,12 @@ impl Create {
 
 /// Reads the private keys of operators.
 pub fn operator_keys(files: &[PathBuf]) -> Result<Vec<OperatorKey>, Failure> {
-    let read = |file: &PathBuf| {
-        let pem = Zeroizing::new(read(file)?);
-        OperatorKey::from_pem(&pem).map_err(|error| Failure::at(file, error))
-    };
-    files.iter().map(read).collect()
+    files.iter().map(|file| operator_key(file)).collect()
+}
+
+pub(crate) fn operator_key(file: &Path) -> Result<OperatorKey, Failure> {
+    let pem = Zeroizing::new(read(file)?);
+    OperatorKey::from_pem(&pem).map_err(|error| Failure::at(file, error))
 }
 
 /// What operators sign, as a cluster takes it: 64 bytes each, one after another.

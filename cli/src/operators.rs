@@ -12,8 +12,8 @@ use crypto::sign::{OPERATORS, OperatorKey, OperatorPublic};
 use serde::{Deserialize, Serialize};
 use wire::{Bytes64, ClusterOperators, RotateOperators};
 
-use crate::kit::{self, operator_keys};
-use crate::output::{confirm, facts};
+use crate::kit::{self, operator_key, operator_keys};
+use crate::output::{confirm, facts, print};
 use crate::statement::{LINEAGE, Operators, OperatorsStatement, Statement, vouch};
 use crate::{Failure, Global};
 
@@ -118,11 +118,8 @@ fn public(file: &Path) -> Result<(), Failure> {
         kit::write(file, key.to_pem().as_bytes())?;
         eprintln!("made the operator key {}", file.display());
     }
-    let keys = operator_keys(&[file.to_owned()])?;
-    for key in &keys {
-        println!("{}", hex::encode(key.public().0));
-    }
-    Ok(())
+    let key = operator_key(file)?;
+    print(&hex::encode(key.public().0))
 }
 
 impl Prepare {
