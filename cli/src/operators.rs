@@ -106,7 +106,7 @@ fn shown(all: &ClusterOperators) -> String {
     facts([
         ("changes so far", all.number.to_string()),
         ("have to sign", format!("{} of {}", all.threshold, keys.len())),
-        ("operators", keys.join("\n                ")),
+        ("operators", keys.join("\n")),
         ("members", all.members.len().to_string()),
         ("recovery kits", all.recovery_kits.len().to_string()),
     ])
@@ -233,5 +233,27 @@ impl Change {
             members.join("\n  "),
             self.recovery_kits.len()
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operators_stand_under_one_another() {
+        let all = ClusterOperators {
+            lineage_id: "00".repeat(LINEAGE),
+            number: 0,
+            operators: vec![Bytes64(vec![1; 32]), Bytes64(vec![2; 32])],
+            threshold: 1,
+            members: Vec::new(),
+            recovery_kits: Vec::new(),
+        };
+        let text = shown(&all);
+        let column = |key: &str| text.lines().find_map(|line| line.find(key));
+        let (first, second) = (column(&"01".repeat(32)), column(&"02".repeat(32)));
+        assert!(first.is_some(), "{text}");
+        assert_eq!(first, second, "{text}");
     }
 }
