@@ -29,30 +29,19 @@ pub(crate) enum Unreadable {
 
 impl<'a> Statement<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Unreadable> {
-        let (&format, rest) = bytes.split_first().ok_or(Unreadable::Malformed)?;
-        if format != FORMAT {
-            return Err(Unreadable::Format(format));
-        }
-        let mut rest = Reader(rest);
+        let mut rest = Reader::open(bytes)?;
         let lineage = rest.take(LINEAGE)?;
         let node = rest.varint()?;
         let name = std::str::from_utf8(rest.field()?).map_err(|_| Unreadable::Malformed)?;
         let (enrolment, identity) = (rest.field()?, rest.field()?);
-        if !rest.0.is_empty() {
-            return Err(Unreadable::Malformed);
-        }
+        rest.end()?;
         Ok(Self { lineage, node, name, enrolment, identity })
     }
 
     /// Ten groups of base-32 digits over the node's two public keys, as the node itself shows it.
     pub(crate) fn fingerprint(&self) -> String {
         const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        let mut message = b"strongroom.enrol.v1".to_vec();
-        for part in [self.enrolment, self.identity] {
-            message.extend_from_slice(&(part.len() as u64).to_be_bytes());
-            message.extend_from_slice(part);
-        }
-        let digest = sha256(&message);
+        let digest = digest(b"strongroom.enrol.v1", [self.enrolment, self.identity]);
         let bit = |at: usize| usize::from(digest[at / 8] >> (7 - at % 8) & 1);
         let digit = |at: usize| {
             char::from(DIGITS[(0..5).fold(0, |digit, step| digit << 1 | bit(at * 5 + step))])
@@ -80,10 +69,8 @@ impl KitStatement<'_> {
         let mut bytes = vec![FORMAT];
         bytes.extend_from_slice(&self.lineage);
         bytes.extend_from_slice(&self.id);
-        for field in [self.name.as_bytes(), self.public] {
-            varint(field.len() as u64, &mut bytes);
-            bytes.extend_from_slice(field);
-        }
+        field(self.name.as_bytes(), &mut bytes);
+        field(self.public, &mut bytes);
         for number in [self.threshold, self.shares] {
             varint(number.into(), &mut bytes);
         }
@@ -113,11 +100,10 @@ impl GrantStatement<'_> {
         bytes.extend_from_slice(&self.lineage);
         bytes.extend_from_slice(&self.token);
         bytes.extend_from_slice(&self.key);
-        for field in [self.name, self.name_pattern, self.zone] {
-            bytes.push(u8::from(field.is_some()));
-            if let Some(text) = field {
-                varint(text.len() as u64, &mut bytes);
-                bytes.extend_from_slice(text.as_bytes());
+        for text in [self.name, self.name_pattern, self.zone] {
+            bytes.push(u8::from(text.is_some()));
+            if let Some(text) = text {
+                field(text.as_bytes(), &mut bytes);
             }
         }
         bytes.push(u8::from(self.votes));
@@ -158,18 +144,12 @@ impl OperatorsStatement {
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let (&format, rest) = bytes.split_first().ok_or(Unreadable::Malformed)?;
-        if format != FORMAT {
-            return Err(Unreadable::Format(format));
-        }
-        let mut rest = Reader(rest);
+        let mut rest = Reader::open(bytes)?;
         let lineage = rest.take(LINEAGE)?.try_into().map_err(|_| Unreadable::Malformed)?;
         let number = u32::try_from(rest.varint()?).map_err(|_| Unreadable::Malformed)?;
         let (before, after) = (rest.operators()?, rest.operators()?);
         let vouched = rest.list()?;
-        if !rest.0.is_empty() {
-            return Err(Unreadable::Malformed);
-        }
+        rest.end()?;
         Ok(Self { lineage, number, before, after, vouched })
     }
 }
@@ -183,12 +163,21 @@ fn list(items: &[[u8; 32]], bytes: &mut Vec<u8>) {
 
 /// What a signed statement is called in an [`OperatorsStatement`].
 pub(crate) fn vouch(purpose: &str, statement: &[u8]) -> [u8; 32] {
-    let mut message = b"strongroom.vouch.v1".to_vec();
-    for part in [purpose.as_bytes(), statement] {
+    digest(b"strongroom.vouch.v1", [purpose.as_bytes(), statement])
+}
+
+fn digest(label: &[u8], parts: [&[u8]; 2]) -> [u8; 32] {
+    let mut message = label.to_vec();
+    for part in parts {
         message.extend_from_slice(&(part.len() as u64).to_be_bytes());
         message.extend_from_slice(part);
     }
     sha256(&message)
+}
+
+fn field(content: &[u8], bytes: &mut Vec<u8>) {
+    varint(content.len() as u64, bytes);
+    bytes.extend_from_slice(content);
 }
 
 fn varint(mut number: u64, bytes: &mut Vec<u8>) {
@@ -202,6 +191,18 @@ fn varint(mut number: u64, bytes: &mut Vec<u8>) {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
+    fn open(bytes: &'a [u8]) -> Result<Self, Unreadable> {
+        match bytes.split_first() {
+            Some((&FORMAT, rest)) => Ok(Self(rest)),
+            Some((&format, _)) => Err(Unreadable::Format(format)),
+            None => Err(Unreadable::Malformed),
+        }
+    }
+
+    fn end(self) -> Result<(), Unreadable> {
+        if self.0.is_empty() { Ok(()) } else { Err(Unreadable::Malformed) }
+    }
+
     fn take(&mut self, length: usize) -> Result<&'a [u8], Unreadable> {
         let (head, tail) = self.0.split_at_checked(length).ok_or(Unreadable::Malformed)?;
         self.0 = tail;
@@ -278,15 +279,21 @@ mod tests {
     }
 
     /// The domain's golden file has what it writes and reads.
+    fn golden(name: &str) -> Vec<u8> {
+        let golden = include_str!("../../domain/tests/golden/statements.txt");
+        let line = golden.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        hex::decode(line).unwrap()
+    }
+
+    /// As the domain's own stories number them.
+    fn id(number: u8) -> [u8; 16] {
+        let mut id = [0xa5; 16];
+        id[8..].copy_from_slice(&u64::from(number).to_be_bytes());
+        id
+    }
+
     #[test]
     fn a_kits_statement_is_written_as_the_domain_reads_it() {
-        let golden = include_str!("../../domain/tests/golden/statements.txt");
-        let line = golden.lines().find_map(|line| line.strip_prefix("kit ")).unwrap();
-        let id = |number: u8| {
-            let mut id = [0xa5; 16];
-            id[8..].copy_from_slice(&u64::from(number).to_be_bytes());
-            id
-        };
         let statement = KitStatement {
             lineage: id(2),
             id: id(40),
@@ -295,35 +302,23 @@ mod tests {
             threshold: 2,
             shares: 3,
         };
-        assert_eq!(hex::encode(statement.to_bytes()), line);
+        assert_eq!(statement.to_bytes(), golden("kit "));
     }
 
     /// As the domain's own story has it: three members, one operator before and three after.
     #[test]
     fn a_change_of_operators_is_written_as_the_domain_reads_it() {
-        let golden = include_str!("../../domain/tests/golden/statements.txt");
-        let line = |name: &str| {
-            let line = golden.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            hex::decode(line).unwrap()
-        };
-        let bytes = line("operators ");
+        let bytes = golden("operators ");
         let statement = OperatorsStatement::parse(&bytes).unwrap();
         assert_eq!(statement.to_bytes(), bytes);
         assert_eq!((statement.number, statement.vouched.len()), (1, 3));
         assert_eq!((statement.before.threshold, statement.after.threshold), (1, 2));
         assert_eq!(statement.after.keys, [[20; 32], [21; 32], [22; 32]]);
-        assert_eq!(statement.vouched[1], vouch("member", &line("statement ")), "that of node 2");
+        assert_eq!(statement.vouched[1], vouch("member", &golden("statement ")), "that of node 2");
     }
 
     #[test]
     fn a_grant_is_written_as_the_domain_reads_it() {
-        let golden = include_str!("../../domain/tests/golden/statements.txt");
-        let line = golden.lines().find_map(|line| line.strip_prefix("grant ")).unwrap();
-        let id = |number: u8| {
-            let mut id = [0xa5; 16];
-            id[8..].copy_from_slice(&u64::from(number).to_be_bytes());
-            id
-        };
         let statement = GrantStatement {
             lineage: id(2),
             token: id(50),
@@ -335,7 +330,7 @@ mod tests {
             uses: 9,
             expires_at: 1_700_000_000_000 + 7 * 24 * 3_600_000,
         };
-        assert_eq!(hex::encode(statement.to_bytes()), line);
+        assert_eq!(statement.to_bytes(), golden("grant "));
     }
 
     #[test]
