@@ -54,8 +54,7 @@ impl Client {
     }
 
     pub async fn revoke_join_token(&self, id: &str) -> Result<(), Error> {
-        let path = format!("/v1/cluster/join-tokens/{}", encode(id));
-        self.call::<IgnoredAny>(self.changing(Method::DELETE, path)?).await.map(drop)
+        self.delete(&format!("/v1/cluster/join-tokens/{}", encode(id))).await
     }
 
     pub async fn joins(&self) -> Result<Vec<Join>, Error> {
@@ -68,21 +67,14 @@ impl Client {
     }
 
     pub async fn remove_node(&self, node: NodeId, force: bool) -> Result<(), Error> {
-        let mut request = self.changing(Method::DELETE, format!("/v1/cluster/nodes/{node}"))?;
-        if force {
-            request = request.query("force", true);
-        }
-        self.call::<IgnoredAny>(request).await.map(drop)
+        let force = if force { "?force=true" } else { "" };
+        self.delete(&format!("/v1/cluster/nodes/{node}{force}")).await
     }
 
     /// Takes a node out whose slot is in other hands: what it could open is exposed, and rotated.
     pub async fn evict_lost(&self, node: NodeId, force: bool) -> Result<(), Error> {
-        let path = format!("/v1/cluster/nodes/{node}");
-        let mut request = self.changing(Method::DELETE, path)?.query("hsm_lost", true);
-        if force {
-            request = request.query("force", true);
-        }
-        self.call::<IgnoredAny>(request).await.map(drop)
+        let force = if force { "&force=true" } else { "" };
+        self.delete(&format!("/v1/cluster/nodes/{node}?hsm_lost=true{force}")).await
     }
 
     /// A page of what the lost slot of a node and a copy of the log open still.
@@ -125,8 +117,7 @@ impl Client {
     }
 
     pub async fn drop_former_ca(&self) -> Result<(), Error> {
-        let request = self.changing(Method::DELETE, "/v1/cluster/former-ca".to_owned())?;
-        self.call::<IgnoredAny>(request).await.map(drop)
+        self.delete("/v1/cluster/former-ca").await
     }
 
     pub async fn snapshot(&self) -> Result<Option<Snapshot>, Error> {
@@ -181,8 +172,7 @@ impl Client {
     }
 
     pub async fn drop_recovery_kit(&self, id: &str) -> Result<(), Error> {
-        let path = format!("/v1/cluster/recovery-kits/{}", encode(id));
-        self.call::<IgnoredAny>(self.changing(Method::DELETE, path)?).await.map(drop)
+        self.delete(&format!("/v1/cluster/recovery-kits/{}", encode(id))).await
     }
 
     pub async fn create_token(&self, body: &CreateToken) -> Result<CreatedToken, Error> {
@@ -210,8 +200,7 @@ impl Client {
     }
 
     pub async fn revoke_token(&self, id: &str) -> Result<(), Error> {
-        let request = self.changing(Method::DELETE, format!("/v1/tokens/{}", encode(id)))?;
-        self.call::<IgnoredAny>(request).await.map(drop)
+        self.delete(&format!("/v1/tokens/{}", encode(id))).await
     }
 }
 
@@ -460,6 +449,11 @@ impl Client {
     /// A change whose answer says no more than that it is done.
     async fn do_it<B: serde::Serialize>(&self, path: &str, body: Option<&B>) -> Result<(), Error> {
         self.change::<B, IgnoredAny>(path, body).await.map(drop)
+    }
+
+    async fn delete(&self, path: &str) -> Result<(), Error> {
+        let request = self.changing(Method::DELETE, path)?;
+        self.call::<IgnoredAny>(request).await.map(drop)
     }
 }
 
