@@ -143,22 +143,18 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             global.show(&all, |all| enrolment::joins_table(&all.joins))
         }
         Command::Approve(approve) => approve.run(&client()?).await,
-        Command::Remove { node, force, yes } => {
-            confirm(&format!("Remove node {node} for good?"), yes)?;
-            client()?.remove_node(node, force).await?;
-            done(&format!("removed node {node}"))
+        Command::Evict { node, hsm_lost: true, force, yes } => {
+            confirm(
+                &format!("Remove node {node}, and rotate every key that its HSM could open?"),
+                yes,
+            )?;
+            client()?.evict_lost(node, force).await?;
+            done(&format!(
+                "removed node {node}; see `cluster exposed {node}` for what its HSM opens"
+            ))
         }
-        Command::Evict { node, hsm_lost, force, yes } => {
-            if hsm_lost {
-                confirm(
-                    &format!("Remove node {node}, and rotate every key that its HSM could open?"),
-                    yes,
-                )?;
-                client()?.evict_lost(node, force).await?;
-                return done(&format!(
-                    "removed node {node}; see `cluster exposed {node}` for what its HSM opens"
-                ));
-            }
+        Command::Remove { node, force, yes }
+        | Command::Evict { node, hsm_lost: false, force, yes } => {
             confirm(&format!("Remove node {node} for good?"), yes)?;
             client()?.remove_node(node, force).await?;
             done(&format!("removed node {node}"))
