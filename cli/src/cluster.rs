@@ -1,7 +1,5 @@
 //! `cluster`: members, joins, leadership, the KEK and settings.
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use wire::{
     BackupStatus, ClusterStatus, ExposedVersions, FormatWait, FormatWaitReason, NodeId, NodeStatus,
@@ -179,19 +177,14 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             done(&format!("uncordoned node {node}"))
         }
         Command::RotateKek { wait: true, timeout } => {
-            let made = client()?.rotate_kek().await?;
-            let epoch = match made {
-                Some(kek) => kek.epoch,
-                // The answer was lost; what it made is the newest there is.
-                None => client()?.cluster().await?.kek.epoch,
-            };
-            let limit = Duration::from_millis(timeout.0);
-            done(&kek::wait(&client()?, epoch, limit).await?)
+            let client = client()?;
+            let made = client.rotate_kek().await?;
+            done(&kek::wait(&client, made.epoch, timeout.into()).await?)
         }
-        Command::RotateKek { wait: false, .. } => match client()?.rotate_kek().await? {
-            Some(kek) => global.show(&kek, |kek| format!("epoch {} is {}", kek.epoch, kek.state)),
-            None => done("a new epoch of the KEK is on its way"),
-        },
+        Command::RotateKek { wait: false, .. } => {
+            let made = client()?.rotate_kek().await?;
+            global.show(&made, |kek| format!("epoch {} is {}", kek.epoch, kek.state))
+        }
         Command::Ca => global.show(&client()?.ca().await?, |ca| ca.bundle.trim_end().to_owned()),
         Command::RotateCa(RotateCa { finish: true, .. }) => {
             client()?.drop_former_ca().await?;

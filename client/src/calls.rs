@@ -95,7 +95,7 @@ impl Client {
         self.do_it::<()>(&format!("/v1/cluster/nodes/{node}/uncordon"), None).await
     }
 
-    pub async fn rotate_kek(&self) -> Result<Option<Kek>, Error> {
+    pub async fn rotate_kek(&self) -> Result<Kek, Error> {
         self.change::<(), _>("/v1/cluster/rotate-kek", None).await
     }
 
