@@ -5,14 +5,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueHint};
 use client::Client;
 use crypto::sign::{GRANT, MEMBER, OperatorKey};
 use wire::{
     Approve as ApproveBody, Bytes64, CreateJoinToken, GrantJoins, Join, JoinTokenStatus,
-    MemberRole, Span,
+    MemberRole, Span, Time,
 };
 use zeroize::Zeroizing;
 
@@ -121,8 +120,6 @@ impl JoinToken {
         hex::decode_to_slice(lineage, &mut of).map_err(|_| malformed())?;
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(seed.as_mut()).map_err(Failure::local)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(Failure::local)?;
-        let now = u64::try_from(now.as_millis()).map_err(Failure::local)?;
         let statement = GrantStatement {
             lineage: of,
             token,
@@ -132,7 +129,7 @@ impl JoinToken {
             zone: self.zone.as_deref(),
             votes: self.role != Some(MemberRole::Learner),
             uses: self.uses.unwrap_or(1),
-            expires_at: now.saturating_add(self.ttl.as_millis()),
+            expires_at: Time::now().0.saturating_add(self.ttl.as_millis()),
         }
         .to_bytes();
         let signatures = signatures(operators, GRANT, &statement);
