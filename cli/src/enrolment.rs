@@ -80,11 +80,10 @@ pub struct Approve {
 
 impl JoinToken {
     pub(crate) async fn run(self, client: &Client) -> Result<wire::JoinToken, Failure> {
-        let keys = operator_keys(&self.operator_keys)?;
-        let body = self.body();
-        let mut made = client.create_join_token(&body).await?;
-        if self.auto_approve {
-            let key = self.grant(client, &made, &keys).await.inspect_err(|_| {
+        let signers = self.auto_approve.then(|| operator_keys(&self.operator_keys)).transpose()?;
+        let mut made = client.create_join_token(&self.body()).await?;
+        if let Some(signers) = signers {
+            let key = self.grant(client, &made, &signers).await.inspect_err(|_| {
                 eprintln!("the join token {} admits nobody by itself", made.id);
             })?;
             made.token = format!("{}.{}", made.token, key.as_str());
@@ -249,4 +248,31 @@ pub(crate) fn joins_table(joins: &[Join]) -> String {
             ]
         }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_of_operators_are_read_for_a_grant_only() {
+        let limit = Duration::from_millis(50);
+        let nobody = Client::builder(["https://127.0.0.1:1"]).deadline(limit).build().unwrap();
+        let token = |auto_approve| JoinToken {
+            name: None,
+            name_pattern: None,
+            zone: None,
+            role: None,
+            uses: None,
+            ttl: Span::from_hours(1),
+            auto_approve,
+            operator_keys: vec!["/no/such/key".into()],
+        };
+        let failure = token(true).run(&nobody).await.unwrap_err();
+        assert!(matches!(failure, Failure::Local(_)), "{failure}");
+        let failure = token(false).run(&nobody).await.unwrap_err();
+        assert!(matches!(failure, Failure::Client(_)), "{failure}");
+    }
 }
