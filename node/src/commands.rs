@@ -202,19 +202,17 @@ pub(crate) fn probe(Probe { config }: &Probe, global: &Global) -> ExitCode {
         Ok(report) => report,
         Err(why) => return done(Err(why)),
     };
-    let (verdict, words) = match report.verdict() {
-        Verdict::Good => ("good", "it will serve"),
-        Verdict::Weak => ("weak", "it will serve, with what is marked weak"),
-        Verdict::Bad => ("bad", "it will not serve: see what is marked BAD"),
+    let verdict = report.verdict();
+    let words = match verdict {
+        Verdict::Good => "it will serve",
+        Verdict::Weak => "it will serve, with what is marked weak",
+        Verdict::Bad => "it will not serve: see what is marked BAD",
     };
-    let document = json!({
-        "serves": report.verdict() != Verdict::Bad,
-        "verdict": verdict,
-        "token": report,
-    });
+    let serves = verdict != Verdict::Bad;
+    let document = json!({ "serves": serves, "verdict": verdict, "token": report });
     let shown = global.show(&document, |_| table(&report, words));
     match shown {
-        Ok(()) => ExitCode::from(u8::from(report.verdict() == Verdict::Bad)),
+        Ok(()) => ExitCode::from(u8::from(!serves)),
         Err(failure) => failure.report(),
     }
 }
