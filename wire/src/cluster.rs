@@ -504,7 +504,7 @@ impl Default for Settings {
         Self {
             min_destruction_after: Span::from_hours(24),
             idempotency_window: Span::from_hours(24),
-            kek_rotation_period: Span::from_hours(24 * 90),
+            kek_rotation_period: Span::from_days(90),
             kek_wraps_max: 1 << 30,
             rewrap_rate: 1_000,
         }
