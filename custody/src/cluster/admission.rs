@@ -165,13 +165,7 @@ impl Custody {
             replaces,
             proved_to: self.node_id(),
         }));
-        match self.change_cluster(change, until).await?.1 {
-            Receipt::Join(join) => match join.status {
-                JoinStatus::AwaitingApproval => Ok(awaits(*join, known.grant)),
-                JoinStatus::Approved => self.admission(join.node),
-            },
-            other => Err(unexpected(&other)),
-        }
+        self.asked(change, known.grant, until).await
     }
 
     fn known(&self, ticket: &Ticket, digest: &[u8; 32], ask: &Ask) -> Result<Known, Error> {
@@ -225,9 +219,19 @@ impl Custody {
             peer_address: ask.peer_address.clone(),
             zone: ask.zone.clone(),
         };
+        self.asked(change, None, until).await
+    }
+
+    /// Writes down that a node asks, and answers where its join stands then.
+    async fn asked(
+        &self,
+        change: Change,
+        grant: Option<Grant>,
+        until: Instant,
+    ) -> Result<Answer, Error> {
         match self.change_cluster(change, until).await?.1 {
             Receipt::Join(join) => match join.status {
-                JoinStatus::AwaitingApproval => Ok(awaits(*join, None)),
+                JoinStatus::AwaitingApproval => Ok(awaits(*join, grant)),
                 JoinStatus::Approved => self.admission(join.node),
             },
             other => Err(unexpected(&other)),
