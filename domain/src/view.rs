@@ -9,8 +9,8 @@ use crate::records::{parse, read};
 use crate::{
     Authority, Broken, Cluster, Enrolment, Epoch, Exposure, Forbidden, FormerAuthority, Grant,
     Join, JoinToken, KekEpoch, KekPolicy, Key, KeyId, KeyState, KeyVersion, Kit, KitId, Member,
-    Namespace, NextAuthority, NodeId, OperatorsLink, Records, Revision, Settings, Succession, Time,
-    Token, TokenId, Tombstone, Version, VersionState, Wraps,
+    Namespace, NextAuthority, NodeId, OperatorsLink, Records, Revision, Settings, Standing,
+    Succession, Time, Token, TokenId, Tombstone, Version, VersionState, Wraps,
 };
 
 /// More than any table read whole holds: members, epochs, joins, tokens.
@@ -185,6 +185,13 @@ pub fn member(records: &impl Records, node: NodeId) -> Result<Option<Member>, Br
 
 pub fn members(records: &impl Records) -> Result<Vec<Member>, Broken> {
     table(records, at::MEMBER)
+}
+
+/// Those members that were not removed.
+pub fn present_members(records: &impl Records) -> Result<Vec<Member>, Broken> {
+    let mut members = members(records)?;
+    members.retain(|member| member.standing != Standing::Removed);
+    Ok(members)
 }
 
 pub fn epoch(records: &impl Records, epoch: Epoch) -> Result<Option<KekEpoch>, Broken> {

@@ -179,8 +179,7 @@ impl Custody {
             let token = view::join_token(view, ticket.id)?
                 .filter(|token| crypto::digest::equal(&token.digest, digest));
             let now = view::now(view)?;
-            let mut members = view::members(view)?;
-            members.retain(|member| member.standing != Standing::Removed);
+            let members = view::present_members(view)?;
             Ok(Known {
                 format: cluster.format,
                 join: view::joins(view)?.into_iter().rfind(is_of),
@@ -341,8 +340,7 @@ impl Custody {
     fn admission(&self, node: NodeId) -> Result<Answer, Error> {
         self.replica().read(|view| {
             let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
-            let mut members = view::members(view)?;
-            members.retain(|member| member.standing != Standing::Removed);
+            let members = view::present_members(view)?;
             if !members.iter().any(|member| member.node == node) {
                 return Ok(Answer::Refused(format!("node {node} was removed")));
             }

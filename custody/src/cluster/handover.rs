@@ -4,7 +4,7 @@
 //! every node before it is followed.
 
 use crypto::sign::{OPERATORS, OperatorPublic};
-use domain::{Change, Operators, OperatorsLink, OperatorsStatement, Signature, Standing, view};
+use domain::{Change, Operators, OperatorsLink, OperatorsStatement, Signature, view};
 
 use super::operators;
 use crate::authorize::{ChangeCluster, ReadCluster};
@@ -27,14 +27,13 @@ impl Custody {
     pub async fn operators(&self, context: &Context) -> Result<Seen<OperatorsView>, Error> {
         self.look::<ReadCluster, _>(context, |view, _| {
             let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
-            let mut members = view::members(view)?;
-            members.retain(|member| member.standing != Standing::Removed);
+            let members = view::present_members(view)?.into_iter();
             let links = view::operators_links(view)?.len();
             Ok(OperatorsView {
                 lineage: cluster.lineage,
                 number: u32::try_from(links).unwrap_or(u32::MAX),
                 operators: cluster.operators,
-                members: members.into_iter().map(|member| member.statement).collect(),
+                members: members.map(|member| member.statement).collect(),
                 kits: view::kits(view)?.into_iter().map(|kit| kit.statement).collect(),
             })
         })

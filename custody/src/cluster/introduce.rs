@@ -77,9 +77,9 @@ impl Custody {
         if server.server_spki != identity {
             return Err(Error::Internal(format!("{address} is not node {node}")));
         }
-        let mut members: Vec<Member> = self.replica().read(|view| view::members(view))?;
-        members.retain(|member| member.standing != Standing::Removed);
-        let links = self.replica().read(|view| view::operators_links(view))?;
+        let (members, links) = self.replica().read(|view| {
+            Ok::<_, Error>((view::present_members(view)?, view::operators_links(view)?))
+        })?;
         if !links.is_empty() {
             let request = Bytes::from(domain::encode(&Request::Follow(links)));
             server.call(request, deadline).await.map_err(failed)?;

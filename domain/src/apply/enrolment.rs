@@ -44,7 +44,7 @@ impl<R: Records> Applying<'_, R> {
             return Ok(Receipt::Join(Box::new(joins.swap_remove(position))));
         }
         self.fits(&asked, &allowed)?;
-        let members = self.present()?;
+        let members = crate::view::present_members(&self.draft)?;
         let taken = members.iter().any(|member| member.name == asked.name)
             || joins.iter().any(|join| join.statement.name == asked.name);
         if taken {
@@ -73,7 +73,7 @@ impl<R: Records> Applying<'_, R> {
             return Ok(Receipt::Join(Box::new(join)));
         }
         self.fits(asked, &allowed)?;
-        let mut members = self.present()?;
+        let mut members = crate::view::present_members(&self.draft)?;
         if let Some(replaced) = asked.replaces {
             let position = members.iter().position(|member| member.node == replaced);
             let Some(position) = position else {
@@ -219,12 +219,6 @@ impl<R: Records> Applying<'_, R> {
             && allowed.fits(&asked.name)
             && allowed.zone.as_ref().is_none_or(|only| asked.zone.as_ref() == Some(only));
         if fits { Ok(()) } else { Err(Reject::JoinRefused.into()) }
-    }
-
-    fn present(&self) -> Result<Vec<Member>, Stop> {
-        let mut members = crate::view::members(&self.draft)?;
-        members.retain(|member| member.standing != Standing::Removed);
-        Ok(members)
     }
 
     /// Without those of removed nodes, whose ids are spent: should one come back, it is a new one.
