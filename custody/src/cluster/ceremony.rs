@@ -18,7 +18,7 @@ use super::lock;
 use super::messages::Message;
 use super::operators;
 use super::progress;
-use super::steps::{Facts, Raft, Step, Under, next_steps};
+use super::steps::{Facts, Raft, Step, next_steps};
 use crate::propose::random_id;
 use crate::{Custody, Error};
 
@@ -112,14 +112,7 @@ impl Custody {
             let epochs = view::epochs(view)?;
             let mut under = BTreeMap::new();
             for epoch in epochs.iter().filter(|epoch| epoch.state == EpochState::Draining) {
-                let all = view::count_under(view, epoch.epoch)?;
-                let mut stuck = 0;
-                for (key, version) in &damaged {
-                    let held = view::version(view, *key, *version)?;
-                    let wrapped = held.as_ref().and_then(|held| held.state.wrapped());
-                    stuck += u64::from(wrapped.is_some_and(|blob| blob.epoch == epoch.epoch));
-                }
-                under.insert(epoch.epoch, Under { all, damaged: stuck });
+                under.insert(epoch.epoch, progress::under(view, epoch.epoch, &damaged)?);
             }
             let escrowed = view::escrow(view, cluster.latest_epoch)?.into_keys().collect();
             let pinned = view::kits(view)?;

@@ -11,7 +11,7 @@ use super::lock;
 use super::messages::{Message, Reply};
 use super::schedule::BackupView;
 use super::status::FAN_OUT;
-use super::steps::Facts;
+use super::steps::{Facts, Under};
 use crate::Custody;
 
 /// An epoch that is on its way out, or one that is out and is needed nonetheless.
@@ -37,9 +37,23 @@ pub struct Outgoing {
 #[derive(Clone, Debug)]
 pub(super) struct Departing {
     epoch: KekEpoch,
-    versions: u64,
-    damaged: u64,
+    under: Under,
     retired_at: Option<Revision>,
+}
+
+/// How many versions are under an epoch, and how many of them are among the damaged.
+pub(super) fn under(
+    records: &impl Records,
+    epoch: Epoch,
+    damaged: &BTreeSet<(KeyId, Version)>,
+) -> Result<Under, Broken> {
+    let mut stuck = 0;
+    for (key, version) in damaged {
+        let held = view::version(records, *key, *version)?;
+        let wrapped = held.as_ref().and_then(|held| held.state.wrapped());
+        stuck += u64::from(wrapped.is_some_and(|blob| blob.epoch == epoch));
+    }
+    Ok(Under { all: view::count_under(records, epoch)?, damaged: stuck })
 }
 
 /// Those that are not abandoned, and that something may still need.
@@ -51,16 +65,9 @@ pub(super) fn departing(
     let mut found = Vec::new();
     let goes = |state| matches!(state, EpochState::Draining | EpochState::Retired);
     for epoch in epochs.iter().filter(|epoch| goes(epoch.state)) {
-        let mut stuck = 0;
-        for (key, version) in damaged {
-            let held = view::version(records, *key, *version)?;
-            let wrapped = held.as_ref().and_then(|held| held.state.wrapped());
-            stuck += u64::from(wrapped.is_some_and(|blob| blob.epoch == epoch.epoch));
-        }
         found.push(Departing {
             epoch: epoch.clone(),
-            versions: view::count_under(records, epoch.epoch)?,
-            damaged: stuck,
+            under: under(records, epoch.epoch, damaged)?,
             retired_at: view::retired_at(records, epoch.epoch)?,
         });
     }
@@ -79,30 +86,27 @@ pub(super) fn outgoing(
         members.iter().any(|member| member.node == *node && member.standing != Standing::Removed)
     };
     let last_backup = backups.and_then(|backups| backups.last).map(|(_, last)| last.index);
-    let outgoing =
-        departing.into_iter().map(|Departing { epoch, versions, damaged, retired_at }| {
-            let holds = |index: u64| match (epoch.state, retired_at) {
-                (EpochState::Retired, Some(Revision(retired_at))) => index < retired_at,
-                // Of one that retired before this was written down nobody knows.
-                (EpochState::Retired, None) => false,
-                _ => true,
-            };
-            let held_by = epoch.acknowledged.difference(&epoch.forgotten).copied();
-            let kept_by = keeps.iter().filter(|(_, from)| holds(**from)).map(|(node, _)| *node);
-            Outgoing {
-                epoch: epoch.epoch,
-                state: epoch.state,
-                versions,
-                damaged,
-                slots: u32::try_from(
-                    epoch.acknowledged.iter().filter(|node| is_member(node)).count(),
-                )
+    let outgoing = departing.into_iter().map(|Departing { epoch, under, retired_at }| {
+        let holds = |index: u64| match (epoch.state, retired_at) {
+            (EpochState::Retired, Some(Revision(retired_at))) => index < retired_at,
+            // Of one that retired before this was written down nobody knows.
+            (EpochState::Retired, None) => false,
+            _ => true,
+        };
+        let held_by = epoch.acknowledged.difference(&epoch.forgotten).copied();
+        let kept_by = keeps.iter().filter(|(_, from)| holds(**from)).map(|(node, _)| *node);
+        Outgoing {
+            epoch: epoch.epoch,
+            state: epoch.state,
+            versions: under.all,
+            damaged: under.damaged,
+            slots: u32::try_from(epoch.acknowledged.iter().filter(|node| is_member(node)).count())
                 .unwrap_or(u32::MAX),
-                held_by: held_by.filter(is_member).collect(),
-                kept_by: kept_by.collect(),
-                in_backup: last_backup.is_some_and(holds),
-            }
-        });
+            held_by: held_by.filter(is_member).collect(),
+            kept_by: kept_by.collect(),
+            in_backup: last_backup.is_some_and(holds),
+        }
+    });
     let needed = |one: &Outgoing| {
         one.versions > 0 || !one.held_by.is_empty() || !one.kept_by.is_empty() || one.in_backup
     };
@@ -173,7 +177,7 @@ mod tests {
             made_by: NodeId(1),
             made_at: Time(0),
         };
-        Departing { epoch, versions: 0, damaged: 0, retired_at: retired_at.map(Revision) }
+        Departing { epoch, under: Under::default(), retired_at: retired_at.map(Revision) }
     }
 
     fn backup(index: u64) -> BackupView {
@@ -188,7 +192,8 @@ mod tests {
         let shown = |one: &Departing, members: &[Member], at: u64| {
             outgoing(vec![one.clone()], members, &keeps, Some(&backup(at))).pop()
         };
-        let moving = Departing { versions: 4, ..departing(EpochState::Draining, &[], None) };
+        let under = Under { all: 4, damaged: 0 };
+        let moving = Departing { under, ..departing(EpochState::Draining, &[], None) };
         let seen = shown(&moving, &members, 200).expect("versions are under it");
         assert_eq!((seen.slots, seen.kept_by.len(), seen.in_backup), (3, 2, true));
 
