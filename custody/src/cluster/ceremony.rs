@@ -135,9 +135,10 @@ impl Custody {
         let (pinned_kits, escrowed, succession, kek, exposed) = ceremony;
         let slot_healthy = self.slot().health().borrow().is_healthy();
         let held = self.held(&epochs, slot_healthy).await;
+        let pinned = self.pinned();
         let statements = members
             .iter()
-            .filter_map(|member| operators::verify(&self.pinned(), member).ok())
+            .filter_map(|member| operators::verify(&pinned, member).ok())
             .map(|statement| (statement.node, statement))
             .collect();
         let moved = members.iter().any(|member| {
@@ -169,7 +170,7 @@ impl Custody {
             moved,
             raft,
             kits: pinned_kits.iter().filter_map(kits::id).collect(),
-            believed_kits: lock(&self.cluster_state().kits).of(&self.pinned(), &pinned_kits),
+            believed_kits: lock(&self.cluster_state().kits).of(&pinned, &pinned_kits),
             escrowed,
             formats: lock(&self.cluster_state().formats).clone(),
             succession,
