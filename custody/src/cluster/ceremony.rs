@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use domain::{
-    Change, Epoch, EpochState, Exposure, KekEpoch, KekId, KekPolicy, NewEpoch, NodeId, Receipt,
-    Standing, Time, Wraps, view,
+    Change, Cluster, Epoch, EpochState, Exposure, KekEpoch, KekId, KekPolicy, Kit, KitId, Member,
+    NewEpoch, NodeId, Receipt, Standing, Succession, Time, Wraps, view,
 };
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use super::lock;
 use super::messages::Message;
 use super::operators;
 use super::progress;
-use super::steps::{Facts, Raft, Step, next_steps};
+use super::steps::{Facts, Raft, Step, Under, next_steps};
 use crate::propose::random_id;
 use crate::{Custody, Error};
 
@@ -56,12 +56,21 @@ pub(super) async fn reconcile(custody: Custody) {
     }
 }
 
-/// What the policy of the KEK is held against.
-struct KekFacts {
+/// What the state says, as of one view.
+struct Found {
+    cluster: Cluster,
+    epochs: Vec<KekEpoch>,
+    under: BTreeMap<Epoch, Under>,
+    members: Vec<Member>,
+    kits: Vec<Kit>,
+    escrowed: BTreeSet<KitId>,
+    succession: Option<Succession>,
     policy: KekPolicy,
     wraps: Wraps,
     now: Time,
     exposures: Vec<Exposure>,
+    /// Versions that lost slots and the log open still.
+    exposed: u64,
 }
 
 /// Steps that failed, and when they may be tried again.
@@ -114,34 +123,37 @@ impl Custody {
             for epoch in epochs.iter().filter(|epoch| epoch.state == EpochState::Draining) {
                 under.insert(epoch.epoch, progress::under(view, epoch.epoch, &damaged)?);
             }
-            let escrowed = view::escrow(view, cluster.latest_epoch)?.into_keys().collect();
-            let pinned = view::kits(view)?;
-            let succession = view::successions(view)?.pop();
-            let members = view::members(view)?;
-            let kek = KekFacts {
+            let exposures = view::exposures(view)?;
+            let mut exposed = 0;
+            for exposure in &exposures {
+                exposed += view::count_exposed(view, exposure)?;
+            }
+            Ok::<_, Error>(Some(Found {
+                under,
+                members: view::members(view)?,
+                kits: view::kits(view)?,
+                escrowed: view::escrow(view, cluster.latest_epoch)?.into_keys().collect(),
+                succession: view::successions(view)?.pop(),
                 policy: view::kek_policy(view)?,
                 wraps: view::wraps(view, cluster.active_epoch)?,
                 now: view::now(view)?,
-                exposures: view::exposures(view)?,
-            };
-            let mut exposed = 0;
-            for exposure in &kek.exposures {
-                exposed += view::count_exposed(view, exposure)?;
-            }
-            let ceremony = (pinned, escrowed, succession, kek, exposed);
-            Ok::<_, Error>(Some((cluster, epochs, under, members, ceremony)))
+                exposures,
+                exposed,
+                cluster,
+                epochs,
+            }))
         })?;
-        let Some((cluster, epochs, under, members, ceremony)) = found else { return Ok(None) };
-        let (pinned_kits, escrowed, succession, kek, exposed) = ceremony;
+        let Some(found) = found else { return Ok(None) };
         let slot_healthy = self.slot().health().borrow().is_healthy();
-        let held = self.held(&epochs, slot_healthy).await;
+        let held = self.held(&found.epochs, slot_healthy).await;
         let pinned = self.pinned();
-        let statements = members
+        let statements = found
+            .members
             .iter()
             .filter_map(|member| operators::verify(&pinned, member).ok())
             .map(|statement| (statement.node, statement))
             .collect();
-        let moved = members.iter().any(|member| {
+        let moved = found.members.iter().any(|member| {
             let node = self.node();
             member.node == node.id
                 && member.standing != Standing::Removed
@@ -161,26 +173,26 @@ impl Custody {
             me: self.node_id(),
             leads: self.is_leader(),
             slot_healthy,
-            cluster,
-            epochs,
-            under,
-            members,
+            cluster: found.cluster,
+            epochs: found.epochs,
+            under: found.under,
+            members: found.members,
             statements,
             held,
             moved,
             raft,
-            kits: pinned_kits.iter().filter_map(kits::id).collect(),
-            believed_kits: lock(&self.cluster_state().kits).of(&pinned, &pinned_kits),
-            escrowed,
+            kits: found.kits.iter().filter_map(kits::id).collect(),
+            believed_kits: lock(&self.cluster_state().kits).of(&pinned, &found.kits),
+            escrowed: found.escrowed,
             formats: lock(&self.cluster_state().formats).clone(),
-            succession,
-            policy: kek.policy,
-            wraps: kek.wraps,
-            now: kek.now,
-            exposures: kek.exposures,
+            succession: found.succession,
+            policy: found.policy,
+            wraps: found.wraps,
+            now: found.now,
+            exposures: found.exposures,
         };
         self.keep_watch(&facts);
-        progress::publish(&facts, exposed);
+        progress::publish(&facts, found.exposed);
         Ok(Some(facts))
     }
 
