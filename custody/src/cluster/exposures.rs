@@ -7,7 +7,7 @@ use domain::{
 };
 use tokio::time::Instant;
 
-use crate::authorize::ReadCluster;
+use crate::authorize::{ChangeCluster, ReadCluster};
 use crate::{Changed, Context, Custody, Error, Page, Seen};
 
 /// Keys looked at by one command.
@@ -38,6 +38,8 @@ impl Custody {
         node: NodeId,
         force: bool,
     ) -> Result<Changed<Member>, Error> {
+        // Nobody who may not has every key counted.
+        self.admit::<ChangeCluster>(context).await?;
         let keys = self.count_keys().await?;
         self.depart(context, node, force, Change::EvictLost { node, keys }).await
     }
