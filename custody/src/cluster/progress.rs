@@ -148,9 +148,10 @@ pub(super) fn publish(facts: &Facts, exposed: u64) {
         metrics::gauge!("strongroom_kek_age_seconds"),
         facts.now.0.saturating_sub(made_at.0) / 1000,
     );
-    let outgoing = facts.under.iter().filter(|(epoch, _)| **epoch != facts.cluster.active_epoch);
-    let (left, damaged) = outgoing
-        .fold((0, 0), |(left, damaged), (_, under)| (left + under.all, damaged + under.damaged));
+    let (left, damaged) = facts
+        .under
+        .values()
+        .fold((0, 0), |(left, damaged), under| (left + under.all, damaged + under.damaged));
     show(metrics::gauge!("strongroom_kek_outgoing_versions"), left);
     show(metrics::gauge!("strongroom_kek_damaged_versions"), damaged);
     show(metrics::gauge!("strongroom_exposed_versions"), exposed);

@@ -23,6 +23,7 @@ pub(super) struct Facts {
     pub(super) slot_healthy: bool,
     pub(super) cluster: Cluster,
     pub(super) epochs: Vec<KekEpoch>,
+    /// Of the epochs that drain.
     pub(super) under: BTreeMap<Epoch, Under>,
     pub(super) members: Vec<Member>,
     /// What operators signed about members, the removed ones too. Others are nobody.
