@@ -5,6 +5,7 @@
 //! reconciler sees that the latest epoch is not wrapped to exactly these kits, and makes a new one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use domain::{
     Change, Epoch, EpochState, KekEpoch, KekId, Kit, KitId, KitStatement, Receipt, Records, Time,
@@ -46,18 +47,24 @@ pub struct KitSummary {
     pub escrowed: bool,
 }
 
-/// Records of kits, and those of them that are believed.
+/// Records of kits, and those of them that these operators' word makes believed.
 #[derive(Debug, Default)]
 pub(super) struct Believed {
+    pinned: Option<Arc<Pinned>>,
     records: Vec<Kit>,
     kits: BTreeMap<KitId, KitStatement>,
 }
 
 impl Believed {
-    /// Signatures are verified when the records change.
-    pub(super) fn of(&mut self, pinned: &Pinned, records: &[Kit]) -> BTreeMap<KitId, KitStatement> {
-        if self.records != records {
-            *self = Self { records: records.to_vec(), kits: believed(pinned, records) };
+    /// Signatures are verified when the records change, or the operators.
+    pub(super) fn of(
+        &mut self,
+        pinned: &Arc<Pinned>,
+        records: &[Kit],
+    ) -> BTreeMap<KitId, KitStatement> {
+        if self.pinned.as_ref() != Some(pinned) || self.records != records {
+            let kits = believed(pinned, records);
+            *self = Self { pinned: Some(Arc::clone(pinned)), records: records.to_vec(), kits };
         }
         self.kits.clone()
     }
@@ -187,4 +194,29 @@ fn statement_of(done: Changed<Receipt>) -> Result<Changed<KitStatement>, Error> 
     let statement = domain::decode(&kit.statement)
         .map_err(|error| Error::Internal(format!("a kit's statement: {error}")))?;
     Ok(done.map(|_| statement))
+}
+
+#[cfg(test)]
+mod tests {
+    use crypto::kit::KitPrivate;
+    use domain::Signature;
+
+    use super::super::operators::tests::{LINEAGE, operators};
+    use super::*;
+
+    #[test]
+    fn a_kit_is_believed_as_soon_as_whoever_signed_for_it_is_an_operator() {
+        let (kit, (_, before), (keys, after)) =
+            (KitPrivate::generate().unwrap(), operators(1, 1), operators(1, 1));
+        let (id, public) = (KitId(kit.id()), kit.public().to_vec());
+        let name = "offsite".into();
+        let statement =
+            KitStatement { lineage: LINEAGE, id, name, public, threshold: 2, shares: 3 }.to_bytes();
+        let bytes = keys[0].sign(crypto::sign::KIT, &statement).to_vec();
+        let signatures = vec![Signature { by: keys[0].public().0, bytes }];
+        let records = [Kit { statement, signatures, pinned_at: Time(0) }];
+        let mut known = Believed::default();
+        assert!(known.of(&Arc::new(before), &records).is_empty());
+        assert!(known.of(&Arc::new(after), &records).contains_key(&id));
+    }
 }
