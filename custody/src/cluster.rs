@@ -22,6 +22,7 @@ mod kits;
 mod messages;
 mod operators;
 mod progress;
+mod renewal;
 mod rewrap;
 mod roster;
 mod rotation;

@@ -1,17 +1,13 @@
 //! A slot in other hands: the node goes at once, what its slot could open is told, and every key of it
 //! gets a version that it can not.
 
-use domain::{
-    Change, Exposure, Key, KeyId, KeyState, Member, Namespace, NextVersion, NodeId, Purpose,
-    Reject, Version, VersionState, view,
-};
+use domain::{Change, Exposure, Key, KeyId, Member, NodeId, Version, VersionState, view};
 use tokio::time::Instant;
 
+use super::renewal::BATCH;
 use crate::authorize::{ChangeCluster, ReadCluster};
 use crate::{Changed, Context, Custody, Error, Page, Seen};
 
-/// Keys looked at by one command.
-const BATCH: usize = 64;
 /// Keys counted on one view.
 const COUNTED: usize = 1_000;
 
@@ -88,8 +84,8 @@ impl Custody {
         .await
     }
 
-    /// Rotates the next keys whose primary version a lost slot could open. Keys of the cluster itself
-    /// are left as they are, and stay on the list: what they signed would be void.
+    /// Rotates the next keys whose primary version a lost slot could open. Those of the cluster itself
+    /// stay on the list.
     pub(super) async fn rotate_exposed(&self, node: NodeId, until: Instant) -> Result<(), Error> {
         let rate = self.rewrap_rate()?;
         let (exposure, keys, epoch) = self.replica().read(|view| {
@@ -113,24 +109,11 @@ impl Custody {
         let Some(exposure) = exposure else { return Ok(()) };
         let upto = keys.last().map(|(key, _)| key.id);
         let passed = keys.len() as u64;
-        let rotates = |(key, exposed): &(Key, bool)| {
-            let alive = matches!(key.state, KeyState::Enabled | KeyState::Disabled);
-            let callers = key.namespace != Namespace::system();
-            *exposed && alive && callers && key.purpose == Purpose::EncryptDecrypt
-        };
-        let keys: Vec<Key> = keys.into_iter().filter(rotates).map(|(key, _)| key).collect();
-        self.pace(rate, keys.len()).await;
-        let mut items = Vec::with_capacity(keys.len());
-        for key in keys {
-            let wrapped = self.fresh(&key, &epoch).await?;
-            items.push(NextVersion { key: key.id, from: key.primary, wrapped });
-        }
+        let exposed = keys.into_iter().filter_map(|(key, exposed)| exposed.then_some(key));
+        let items = self.next_versions(exposed.collect(), &epoch, rate).await?;
         let change = Change::RotateExposed { node, upto, passed, items };
-        match self.propose_as_cluster(change, until).await? {
-            Ok(_) => {}
-            // A newer epoch was activated: made anew at the next look.
-            Err(Reject::StaleEpoch { .. }) => return Ok(()),
-            Err(reject) => return Err(reject.into()),
+        if !self.give_next_versions(change, until).await? {
+            return Ok(());
         }
         if upto.is_none() {
             let keys = exposure.rotation.passed;

@@ -5,17 +5,13 @@
 //! [`bootstrap_token`] are what it needs from here. What is left to do stands in the state, so whoever
 //! leads goes on with it.
 
-use domain::{
-    Change, ClusterId, KeyState, Namespace, NextVersion, Purpose, Reject, Succession, Token, view,
-};
+use domain::{Change, ClusterId, Succession, Token, view};
 use tokio::time::Instant;
 
 use super::init;
+use super::renewal::BATCH;
 use crate::propose::random_id;
 use crate::{Custody, Error};
-
-/// Keys looked at by one command.
-const BATCH: usize = 64;
 
 /// A cluster's name, which nobody had before.
 pub fn new_cluster_id() -> Result<ClusterId, getrandom::Error> {
@@ -28,8 +24,8 @@ pub fn bootstrap_token() -> Result<(Token, String), String> {
 }
 
 impl Custody {
-    /// Rotates the next keys of the old cluster. Keys of the cluster itself are left as they are: their
-    /// bytes are under the new KEK, and what they signed stays valid.
+    /// Rotates the next keys of the old cluster. Those of the cluster itself have their bytes under the
+    /// new KEK, and what they signed stays valid.
     pub(super) async fn rotate_succeeded(&self, until: Instant) -> Result<(), Error> {
         let rate = self.rewrap_rate()?;
         let (last, keys, epoch) = self.replica().read(|view| {
@@ -41,22 +37,10 @@ impl Custody {
         let Some(last) = last else { return Ok(()) };
         let upto = keys.last().map(|key| key.id);
         let passed = keys.len() as u64;
-        self.pace(rate, keys.len()).await;
-        let mut items = Vec::new();
-        for key in keys {
-            let alive = matches!(key.state, KeyState::Enabled | KeyState::Disabled);
-            let rotates = key.purpose == Purpose::EncryptDecrypt;
-            if alive && rotates && key.namespace != Namespace::system() {
-                let wrapped = self.fresh(&key, &epoch).await?;
-                items.push(NextVersion { key: key.id, from: key.primary, wrapped });
-            }
-        }
+        let items = self.next_versions(keys, &epoch, rate).await?;
         let change = Change::RotateSucceeded { upto, passed, items };
-        match self.propose_as_cluster(change, until).await? {
-            Ok(_) => {}
-            // A newer epoch was activated: made anew at the next look.
-            Err(Reject::StaleEpoch { .. }) => return Ok(()),
-            Err(reject) => return Err(reject.into()),
+        if !self.give_next_versions(change, until).await? {
+            return Ok(());
         }
         show(&last, passed);
         if upto.is_none() {
