@@ -4,7 +4,7 @@
 use domain::{Change, Exposure, Key, KeyId, Member, NodeId, Version, VersionState, view};
 use tokio::time::Instant;
 
-use super::renewal::BATCH;
+use super::renewal;
 use crate::authorize::{ChangeCluster, ReadCluster};
 use crate::{Changed, Context, Custody, Error, Page, Seen};
 
@@ -93,7 +93,7 @@ impl Custody {
             let exposure = exposures.into_iter().find(|exposure| exposure.node == node);
             let after = exposure.as_ref().and_then(|exposure| exposure.rotation.upto);
             let mut keys = Vec::new();
-            for key in view::keys_by_id(view, after, BATCH)? {
+            for key in view::keys_by_id(view, after, renewal::at_once(rate))? {
                 let held = view::version(view, key.id, key.primary)?;
                 let since = match (&exposure, held) {
                     (Some(exposure), Some(held)) => {

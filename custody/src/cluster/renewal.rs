@@ -6,10 +6,16 @@
 use domain::{Change, KekEpoch, Key, KeyState, Namespace, NextVersion, Purpose, Reject};
 use tokio::time::Instant;
 
+use super::rewrap;
 use crate::{Custody, Error};
 
-/// Keys looked at by one command.
-pub(super) const BATCH: usize = 64;
+const BATCH: usize = 64;
+
+/// Keys looked at by one command: as many as a limit lets through in a moment, so that the other steps
+/// of the ceremonies do not wait, and the command is not late when they are wrapped.
+pub(super) fn at_once(rate: u32) -> usize {
+    rewrap::batch(rate).min(BATCH)
+}
 
 impl Custody {
     /// Wraps the next version of each of these keys that is rotated.
@@ -46,5 +52,19 @@ impl Custody {
             Err(Reject::StaleEpoch { .. }) => Ok(false),
             Err(reject) => Err(reject.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_at_once_is_wrapped_within_a_second() {
+        for rate in 1..2_000 {
+            let keys = at_once(rate);
+            assert!((1..=rate as usize).contains(&keys), "{keys} at {rate} a second");
+        }
+        assert_eq!((at_once(0), at_once(1_000)), (BATCH, BATCH));
     }
 }

@@ -167,7 +167,8 @@ impl Custody {
     }
 }
 
-fn batch(rate: u32) -> usize {
+/// Blobs that are wrapped in one go.
+pub(super) fn batch(rate: u32) -> usize {
     match rate {
         0 => BATCH_MAX,
         rate => (rate as usize / BATCHES_PER_SECOND).clamp(1, BATCH_MAX),

@@ -9,7 +9,7 @@ use domain::{Change, ClusterId, Succession, Token, view};
 use tokio::time::Instant;
 
 use super::init;
-use super::renewal::BATCH;
+use super::renewal;
 use crate::propose::random_id;
 use crate::{Custody, Error};
 
@@ -31,7 +31,7 @@ impl Custody {
         let (last, keys, epoch) = self.replica().read(|view| {
             let last = view::successions(view)?.pop();
             let after = last.as_ref().and_then(|last| last.rotation.upto);
-            let keys = view::keys_by_id(view, after, BATCH)?;
+            let keys = view::keys_by_id(view, after, renewal::at_once(rate))?;
             Ok::<_, Error>((last, keys, crate::keys::active_epoch(view)?))
         })?;
         let Some(last) = last else { return Ok(()) };
