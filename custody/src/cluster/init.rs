@@ -100,7 +100,12 @@ pub async fn found(
     let member = Member {
         node: FIRST_NODE,
         name: statement.name.clone(),
-        signatures: operators::attribute(&pinned, operators::DOMAIN, &bytes, signatures),
+        signatures: operators::attribute(
+            &pinned.operators.keys,
+            operators::DOMAIN,
+            &bytes,
+            signatures,
+        ),
         statement: bytes,
         api_address: me.api_address.clone(),
         peer_address: me.peer_address.clone(),

@@ -143,8 +143,12 @@ impl Custody {
         signatures: &[u8],
     ) -> Result<Changed<KitStatement>, Error> {
         let grant = self.admit::<ChangeCluster>(context).await?;
-        let signatures =
-            operators::attribute(&self.pinned(), crypto::sign::KIT, &statement, signatures);
+        let signatures = operators::attribute(
+            &self.pinned().operators.keys,
+            crypto::sign::KIT,
+            &statement,
+            signatures,
+        );
         let read = match operators::verify_kit(&self.pinned(), &statement, &signatures) {
             Ok(read) => read,
             Err(refused) => {

@@ -175,23 +175,20 @@ fn check_signers(
 
 /// Names the signer of each signature: callers send only the bytes, 64 for each operator.
 ///
-/// What no pinned operator signed is left out.
+/// What none of these keys signed is left out.
 pub(super) fn attribute(
-    pinned: &Pinned,
+    keys: &[[u8; 32]],
     domain: &str,
     statement: &[u8],
     signatures: &[u8],
 ) -> Vec<Signature> {
     let signed_by = |signature: &[u8]| {
-        pinned
-            .operators
-            .keys
-            .iter()
+        keys.iter()
             .find(|key| OperatorPublic(**key).verify(domain, statement, signature).is_ok())
             .map(|by| Signature { by: *by, bytes: signature.to_vec() })
     };
     // As many as there are operators: more would only be work.
-    signatures.chunks(SIGNATURE).take(pinned.operators.keys.len()).filter_map(signed_by).collect()
+    signatures.chunks(SIGNATURE).take(keys.len()).filter_map(signed_by).collect()
 }
 
 /// The statement of a change of the operators, if it follows on `before`: enough of these signed it, and
@@ -551,13 +548,13 @@ pub(super) mod tests {
             .iter()
             .flat_map(|key| key.sign(DOMAIN, &bytes))
             .collect();
-        let found: Vec<_> = attribute(&pinned, DOMAIN, &bytes, &signed)
+        let found: Vec<_> = attribute(&pinned.operators.keys, DOMAIN, &bytes, &signed)
             .iter()
             .map(|signature| signature.by)
             .collect();
         assert_eq!(found, [keys[1].public().0, keys[0].public().0]);
-        assert!(attribute(&pinned, DOMAIN, &bytes, &signed[..63]).is_empty());
-        assert!(attribute(&pinned, DOMAIN, &bytes, &signed[128..]).is_empty());
+        assert!(attribute(&pinned.operators.keys, DOMAIN, &bytes, &signed[..63]).is_empty());
+        assert!(attribute(&pinned.operators.keys, DOMAIN, &bytes, &signed[128..]).is_empty());
     }
 
     #[test]

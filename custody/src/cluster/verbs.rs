@@ -101,7 +101,8 @@ impl Custody {
                     .ok_or_else(|| Error::NotFound(format!("the join of node {node}")))
             })
             .await?;
-        let signatures = operators::attribute(&self.pinned(), DOMAIN, &statement, signatures);
+        let signatures =
+            operators::attribute(&self.pinned().operators.keys, DOMAIN, &statement, signatures);
         if let Err(refused) = operators::verify_bytes(&self.pinned(), node, &statement, &signatures)
         {
             tracing::warn!(node = node.0, %refused, "an approval is not signed as it must be");
@@ -126,8 +127,12 @@ impl Custody {
         signatures: &[u8],
     ) -> Result<Changed<()>, Error> {
         let admitted = self.admit::<ChangeCluster>(context).await?;
-        let signatures =
-            operators::attribute(&self.pinned(), crypto::sign::GRANT, &statement, signatures);
+        let signatures = operators::attribute(
+            &self.pinned().operators.keys,
+            crypto::sign::GRANT,
+            &statement,
+            signatures,
+        );
         let grant = Grant { statement, signatures };
         if let Err(refused) = operators::verify_grant(&self.pinned(), &grant) {
             tracing::warn!(%token, %refused, "a grant is not signed as it must be");
