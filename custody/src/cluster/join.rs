@@ -406,19 +406,8 @@ impl Asking<'_> {
     async fn ask(&self, peers: &Peers, address: &str) -> Result<Heard, Doubt> {
         let deadline = Instant::now() + CALL;
         let server = peers.introduce(address, deadline).await?;
-        let answer = server.call(Bytes::from(domain::encode(&Request::Who)), deadline).await?;
-        let (operators, member) = match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
-            Answer::Presence { operators, member } => (operators, member),
-            Answer::Unavailable(why) => return Err(Doubt::Unavailable(why)),
-            Answer::Pending { .. }
-            | Answer::Admitted(_)
-            | Answer::Introduced
-            | Answer::Refused(_)
-            | Answer::Format { .. }
-            | Answer::Challenge(_)
-            | Answer::Grantable { .. }
-            | Answer::Operators { .. } => return Err(Doubt::Unexpected),
-        };
+        let who = tell(&server, &Request::Who, deadline).await?;
+        let Answer::Presence { operators, member } = who else { return Err(Doubt::Unexpected) };
         let current = self.format(&server, deadline).await?;
         if let Err(newer) = domain::readable(current, self.me.format_max) {
             return Ok(Heard::Refused(newer.to_string()));
@@ -426,18 +415,9 @@ impl Asking<'_> {
         let links = if current < ENROLMENT_FORMAT {
             Vec::new()
         } else {
-            match tell(&server, &Request::Operators, deadline).await? {
-                Answer::Operators { links } => links,
-                Answer::Unavailable(why) => return Err(Doubt::Unavailable(why)),
-                Answer::Presence { .. }
-                | Answer::Pending { .. }
-                | Answer::Admitted(_)
-                | Answer::Introduced
-                | Answer::Refused(_)
-                | Answer::Format { .. }
-                | Answer::Challenge(_)
-                | Answer::Grantable { .. } => return Err(Doubt::Unexpected),
-            }
+            let changes = tell(&server, &Request::Operators, deadline).await?;
+            let Answer::Operators { links } = changes else { return Err(Doubt::Unexpected) };
+            links
         };
         let pinned = self.ticket.pins(&operators, &links)?;
         Ticket::believe(&pinned, &member, &server.server_spki)?;
@@ -472,9 +452,9 @@ impl Asking<'_> {
                 self.accept(pinned, *admission).map(|admitted| Heard::Admitted(Box::new(admitted)))
             }
             Answer::Refused(why) => Ok(Heard::Refused(why)),
-            Answer::Unavailable(why) => Err(Doubt::Unavailable(why)),
             Answer::Presence { .. }
             | Answer::Introduced
+            | Answer::Unavailable(_)
             | Answer::Format { .. }
             | Answer::Challenge(_)
             | Answer::Operators { .. }
@@ -509,22 +489,12 @@ impl Asking<'_> {
 
     /// The format of the cluster's state. Whoever does not know the question knows one format.
     async fn format(&self, server: &Introduction, deadline: Instant) -> Result<u16, Doubt> {
-        let request = Bytes::from(domain::encode(&Request::Format));
-        match server.call(request, deadline).await {
-            Ok(answer) => match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
-                Answer::Format { current } => Ok(current),
-                Answer::Unavailable(why) => Err(Doubt::Unavailable(why)),
-                Answer::Presence { .. }
-                | Answer::Pending { .. }
-                | Answer::Admitted(_)
-                | Answer::Introduced
-                | Answer::Challenge(_)
-                | Answer::Grantable { .. }
-                | Answer::Operators { .. }
-                | Answer::Refused(_) => Err(Doubt::Unexpected),
-            },
-            Err(CallError::Refused(Refusal::Invalid(_))) => Ok(FORMAT_OLDEST),
-            Err(error) => Err(error.into()),
+        match tell(server, &Request::Format, deadline).await {
+            Err(Doubt::Call(CallError::Refused(Refusal::Invalid(_)))) => Ok(FORMAT_OLDEST),
+            answer => {
+                let Answer::Format { current } = answer? else { return Err(Doubt::Unexpected) };
+                Ok(current)
+            }
         }
     }
 
@@ -587,6 +557,7 @@ impl Ticket {
     }
 }
 
+/// Asks a server, which may say that it can not answer now.
 async fn tell(
     server: &Introduction,
     request: &Request,
@@ -594,7 +565,10 @@ async fn tell(
 ) -> Result<Answer, Doubt> {
     let bytes = Zeroizing::new(domain::encode(request));
     let answer = server.call(Bytes::copy_from_slice(&bytes), deadline).await?;
-    domain::decode(&answer).map_err(|_| Doubt::Malformed)
+    match domain::decode(&answer).map_err(|_| Doubt::Malformed)? {
+        Answer::Unavailable(why) => Err(Doubt::Unavailable(why)),
+        answer => Ok(answer),
+    }
 }
 
 /// A joiner admits nobody.
