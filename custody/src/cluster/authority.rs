@@ -3,10 +3,15 @@
 //! It vouches for the client-facing certificates of nodes and for nothing else; members know one
 //! another by their identity keys. The key is opened on the leader, for one signature.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use crypto::SecretBytes;
+use domain::{
+    Algorithm, Authority, CreateKey, KekEpoch, KeyId, Lineage, Namespace, Purpose, Traits, Version,
+};
+use hsm::Slot;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo,
@@ -14,8 +19,12 @@ use rcgen::{
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use zeroize::Zeroizing;
 
+use crate::Error;
+use crate::propose::random_id;
+use crate::wrapping::{self, Bound};
+
 /// The name of its key in `_system`.
-pub(super) const KEY: &str = "authority";
+const KEY: &str = "authority";
 const NAME: &str = "Strongroom cluster CA";
 const DAY: Duration = Duration::from_hours(24);
 const OWN_DAYS: u32 = 3652;
@@ -23,40 +32,73 @@ const OWN_DAYS: u32 = 3652;
 const SERVER_DAYS: u32 = 30;
 
 pub(super) struct Made {
+    /// The name of the key in `_system`.
+    name: String,
+    description: &'static str,
     /// PKCS#8.
     pub(super) key: SecretBytes,
     pub(super) certificate_pem: String,
 }
 
 /// A CA with a name of its own, so that nobody takes one for another. Its key's name in `_system` too.
-pub(super) struct Named {
-    pub(super) key: String,
-    pub(super) made: Made,
-}
-
-pub(super) fn make_another() -> Result<Named, String> {
+pub(super) fn make_another() -> Result<Made, String> {
     let mut mark = [0; 4];
     getrandom::fill(&mut mark).map_err(|error| error.to_string())?;
     let mark = hex::encode(mark);
-    let made = make_named(&format!("{NAME} {mark}"))?;
-    Ok(Named { key: format!("{KEY}-{mark}"), made })
+    let description = "A CA of the cluster for client-facing certificates";
+    make_named(&format!("{NAME} {mark}"), format!("{KEY}-{mark}"), description)
 }
 
 pub(super) fn make() -> Result<Made, String> {
-    make_named(NAME)
+    make_named(NAME, KEY.into(), "The cluster's CA for client-facing certificates")
 }
 
-fn make_named(name: &str) -> Result<Made, String> {
+fn make_named(subject: &str, name: String, description: &'static str) -> Result<Made, String> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
+    params.distinguished_name.push(DnType::CommonName, subject);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = validity(OWN_DAYS);
     let certificate = params.self_signed(&key).map_err(|error| error.to_string())?;
     let bytes = Zeroizing::new(key.serialize_der());
-    Ok(Made { key: SecretBytes::from_zeroizing(bytes), certificate_pem: certificate.pem() })
+    let key = SecretBytes::from_zeroizing(bytes);
+    Ok(Made { name, description, key, certificate_pem: certificate.pem() })
+}
+
+impl Made {
+    /// The CA and its key, as the state keeps them.
+    pub(super) async fn wrapped(
+        self,
+        slot: &Slot,
+        lineage: Lineage,
+        epoch: &KekEpoch,
+    ) -> Result<(Authority, CreateKey), Error> {
+        let bound = Bound {
+            lineage,
+            key: KeyId(random_id()?),
+            version: Version::FIRST,
+            algorithm: Algorithm::EcdsaP256,
+            purpose: Purpose::SignVerify,
+            traits: Traits::default(),
+        };
+        let wrapped = wrapping::wrap(slot, epoch, &bound, self.key).await?;
+        let key = CreateKey {
+            namespace: Namespace::system(),
+            name: self.name.clone(),
+            id: bound.key,
+            algorithm: bound.algorithm,
+            purpose: bound.purpose,
+            description: self.description.into(),
+            labels: BTreeMap::new(),
+            rotation_period: None,
+            traits: bound.traits,
+            deletion_protection: true,
+            wrapped,
+        };
+        Ok((Authority { certificate_pem: self.certificate_pem, key: self.name }, key))
+    }
 }
 
 /// A server certificate for these names over this public key, and the CA's after it.

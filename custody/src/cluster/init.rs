@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use domain::{
-    Algorithm, Authority, Change, ClusterId, Command, CreateKey, Epoch, EpochState, FORMAT_OLDEST,
-    KekEpoch, KekId, KeyId, Lineage, Member, Namespace, NewEpoch, NodeId, Operators, Principal,
-    Purpose, Role, Standing, Statement, Time, Token, Traits, Version, Vote,
+    Change, ClusterId, Command, Epoch, EpochState, FORMAT_OLDEST, KekEpoch, KekId, Lineage, Member,
+    NewEpoch, NodeId, Operators, Principal, Role, Standing, Statement, Time, Token, Vote,
 };
 use hsm::{HsmError, Slot};
 use raft_store::{ProposeError, Replica};
@@ -23,7 +22,6 @@ use super::join::Newcomer;
 use super::operators::{self, Pinned, Refused};
 use crate::propose::{new_operation, now, random_id};
 use crate::tokens::{Minted, mint};
-use crate::wrapping::{self, Bound};
 
 /// Always the first.
 pub const FIRST_NODE: NodeId = NodeId(1);
@@ -119,31 +117,11 @@ pub async fn found(
     let epoch = first_epoch(slot, statement).await?;
     let (token, text) = bootstrap_token(now)?;
     let ca = authority::make().map_err(InitError::Authority)?;
-    let id = KeyId(random_id()?);
-    let bound = Bound {
-        lineage: statement.lineage,
-        key: id,
-        version: Version::FIRST,
-        algorithm: Algorithm::EcdsaP256,
-        purpose: Purpose::SignVerify,
-        traits: Traits::default(),
-    };
-    let wrapped = wrapping::wrap(slot, &epoch, &bound, ca.key)
+    let (authority, authority_key) = ca
+        .wrapped(slot, statement.lineage, &epoch)
         .await
         .map_err(|error| InitError::Authority(error.to_string()))?;
-    let authority_key = CreateKey {
-        namespace: Namespace::system(),
-        name: authority::KEY.into(),
-        id,
-        algorithm: bound.algorithm,
-        purpose: bound.purpose,
-        description: "The cluster's CA for client-facing certificates".into(),
-        labels: BTreeMap::new(),
-        rotation_period: None,
-        traits: Traits::default(),
-        deletion_protection: true,
-        wrapped,
-    };
+    let authority_pem = authority.certificate_pem.clone();
     let initialise = domain::Initialise {
         cluster: *cluster,
         lineage: statement.lineage,
@@ -157,10 +135,7 @@ pub async fn found(
             made_by: epoch.made_by,
         },
         token,
-        authority: Authority {
-            certificate_pem: ca.certificate_pem.clone(),
-            key: authority::KEY.into(),
-        },
+        authority,
         authority_key,
     };
     Ok(Founded {
@@ -168,7 +143,7 @@ pub async fn found(
         pinned,
         member,
         token: text,
-        authority_pem: ca.certificate_pem,
+        authority_pem,
         initialise: Box::new(initialise),
     })
 }

@@ -4,19 +4,14 @@
 //! asks for a certificate of it. When the last one of the CA before is over, that is trusted no more
 //! and its key is destroyed.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use domain::{
-    Algorithm, Authority, Change, CreateKey, KeyId, Namespace, Purpose, Reject, Span, Time, Traits,
-    Version, view,
-};
+use domain::{Change, Reject, Span, Time, view};
 use tokio::time::Instant;
 
 use super::authority;
 use crate::authorize::{ChangeCluster, ReadCluster};
-use crate::propose::{TRIES, now, random_id};
-use crate::wrapping::{self, Bound};
+use crate::propose::{TRIES, now};
 use crate::{Changed, Context, Custody, Error, Seen};
 
 const LOOK: Duration = Duration::from_secs(2);
@@ -76,32 +71,9 @@ impl Custody {
     ) -> Result<Changed<()>, Error> {
         let grant = self.admit::<ChangeCluster>(context).await?;
         for _ in 0..TRIES {
-            let authority::Named { key: name, made } =
-                authority::make_another().map_err(Error::Internal)?;
+            let made = authority::make_another().map_err(Error::Internal)?;
             let epoch = self.replica().read(|view| crate::keys::active_epoch(view))?;
-            let bound = Bound {
-                lineage: self.lineage(),
-                key: KeyId(random_id()?),
-                version: Version::FIRST,
-                algorithm: Algorithm::EcdsaP256,
-                purpose: Purpose::SignVerify,
-                traits: Traits::default(),
-            };
-            let wrapped = wrapping::wrap(self.slot(), &epoch, &bound, made.key).await?;
-            let key = CreateKey {
-                namespace: Namespace::system(),
-                name: name.clone(),
-                id: bound.key,
-                algorithm: bound.algorithm,
-                purpose: bound.purpose,
-                description: "A CA of the cluster for client-facing certificates".into(),
-                labels: BTreeMap::new(),
-                rotation_period: None,
-                traits: Traits::default(),
-                deletion_protection: true,
-                wrapped,
-            };
-            let authority = Authority { certificate_pem: made.certificate_pem, key: name };
+            let (authority, key) = made.wrapped(self.slot(), self.lineage(), &epoch).await?;
             let change = Change::RotateAuthority { authority, key: Box::new(key), after };
             match self.propose(context, &grant, change).await? {
                 Ok(done) => return Ok(done.map(|_| ())),
