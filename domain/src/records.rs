@@ -299,8 +299,12 @@ pub(crate) mod at {
     }
     /// Which key and version an `under` record is about.
     pub(crate) fn parse_under(record: &[u8]) -> Result<(KeyId, Version), Broken> {
+        parse_place(record, 5)
+    }
+    /// A key and a version, from this byte on.
+    fn parse_place(record: &[u8], from: usize) -> Result<(KeyId, Version), Broken> {
         let parts = || {
-            let (id, version) = record.get(5..)?.split_first_chunk()?;
+            let (id, version) = record.get(from..)?.split_first_chunk()?;
             Some((KeyId(*id), Version(u32::from_be_bytes(version.try_into().ok()?))))
         };
         parts().ok_or_else(|| malformed(record))
@@ -380,11 +384,7 @@ pub(crate) mod at {
     }
     /// Which key and version an `exposed` record is about.
     pub(crate) fn parse_exposed(record: &[u8]) -> Result<(KeyId, Version), Broken> {
-        let parts = || {
-            let (id, version) = record.get(9..)?.split_first_chunk()?;
-            Some((KeyId(*id), Version(u32::from_be_bytes(version.try_into().ok()?))))
-        };
-        parts().ok_or_else(|| malformed(record))
+        parse_place(record, 9)
     }
     /// To which kit an `escrow` record is.
     pub(crate) fn parse_escrow(record: &[u8]) -> Result<KitId, Broken> {
