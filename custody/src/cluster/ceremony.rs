@@ -230,7 +230,8 @@ impl Custody {
         }
     }
 
-    /// Closes what is open to those who are members no more.
+    /// Closes what is open to those who are members no more, on every node: what they ask is refused
+    /// already.
     fn forget_departed(&self, facts: &Facts, known: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let removed: BTreeSet<NodeId> = facts
             .members

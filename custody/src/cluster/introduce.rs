@@ -2,9 +2,8 @@
 //!
 //! A node that was away learns of new members from the log, but the log comes from the leader, and
 //! the leader may be one of them. So whoever is turned away brings the signed statements; they are
-//! worth the same from anybody. The same loop lets go of those who are members no more.
+//! worth the same from anybody.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use domain::{Member, NodeId, Standing, Statement, view};
@@ -19,21 +18,14 @@ const LOOK: Duration = Duration::from_secs(2);
 const CALL: Duration = Duration::from_secs(1);
 
 pub(super) async fn insist(custody: Custody) {
-    let mut known = BTreeSet::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        let peers = custody.cluster_state().roster().peers();
-        // What a removed member asks is refused already; now its connections go, on every node.
-        let now: BTreeSet<NodeId> = peers.keys().copied().collect();
-        for gone in known.difference(&now) {
-            custody.peers().forget(gone.0);
-        }
-        known = now;
         let leader = custody.leader();
         // Followers of a leader need nobody else to know them.
         if leader.is_some() && leader != Some(custody.node_id()) {
             continue;
         }
+        let peers = custody.cluster_state().roster().peers();
         for (node, peer) in peers.iter().filter(|(node, _)| **node != custody.node_id()) {
             let asked = custody.call(*node, &Message::Clock, CALL).await;
             // Whoever does not know that this node took another's place, in its slot, takes it for that
