@@ -6,7 +6,7 @@
 //! Both slots forget the KEK again. Nothing of it is in the state; a new leader asks anew.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use crypto::{Sealed, SecretBytes};
@@ -55,8 +55,23 @@ struct Made {
     until: Instant,
 }
 
+impl Open {
+    /// Where one more may be put; those that are over leave first.
+    fn room(&self) -> Result<MutexGuard<'_, BTreeMap<[u8; 16], Made>>, Error> {
+        let (mut open, now) = (lock(&self.0), Instant::now());
+        open.retain(|_, made| made.until > now);
+        if open.len() >= MOST {
+            return Err(Error::RateLimited("too many nodes ask to join at once".into()));
+        }
+        Ok(open)
+    }
+}
+
 impl Custody {
     pub(super) async fn challenge(&self, asker: &Asker<'_>) -> Result<Challenge, Error> {
+        let challenges = &self.cluster_state().challenges;
+        // Before the slot works for it, and when it is made.
+        drop(challenges.room()?);
         let own = self.cluster_state().roster().peer(self.node_id());
         let own = own.ok_or(Error::NotLeader { leader: None })?.statement.enrolment;
         let id = random_id()?;
@@ -67,13 +82,8 @@ impl Custody {
         })?;
         let (canary, until) = (made.canary, Instant::now() + TTL);
         let expected = transcript(id, asker);
-        let mut open = lock(&self.cluster_state().challenges.0);
-        let now = Instant::now();
-        open.retain(|_, made| made.until > now);
-        if open.len() >= MOST {
-            return Err(Error::RateLimited("too many nodes ask to join at once".into()));
-        }
-        open.insert(id, Made { share: own, canary: canary.clone(), expected, until });
+        let made = Made { share: own, canary: canary.clone(), expected, until };
+        challenges.room()?.insert(id, made);
         Ok(Challenge { id, share, canary })
     }
 
