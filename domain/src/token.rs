@@ -47,9 +47,12 @@ pub struct JoinToken {
 }
 
 impl JoinToken {
-    /// Whether a node of this name may use the token.
-    pub fn fits(&self, name: &str) -> bool {
-        fits(self.name.as_deref(), self.name_pattern.as_deref(), name)
+    /// Whether a node of this name and zone may ask with it now.
+    pub fn lets_ask(&self, name: &str, zone: Option<&str>, now: Time) -> bool {
+        self.expires_at > now
+            && self.uses_left > 0
+            && fits(self.name.as_deref(), self.name_pattern.as_deref(), name)
+            && self.zone.as_deref().is_none_or(|only| zone == Some(only))
     }
 }
 
@@ -75,7 +78,29 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::*;
+
+    #[test]
+    fn a_token_lets_ask_within_its_bounds() {
+        let token = JoinToken {
+            id: TokenId([1; 16]),
+            digest: [2; 32],
+            name: None,
+            name_pattern: Some("kms-*".into()),
+            zone: Some("a".into()),
+            vote: Vote::Voter,
+            uses_left: 1,
+            created_at: Time(0),
+            expires_at: Time(10),
+        };
+        assert!(token.lets_ask("kms-0", Some("a"), Time(9)));
+        assert!(!token.lets_ask("kms-0", Some("a"), Time(10)), "it is over");
+        assert!(!token.lets_ask("n1", Some("a"), Time(9)), "another name");
+        assert!(!token.lets_ask("kms-0", Some("b"), Time(9)), "another zone");
+        assert!(!token.lets_ask("kms-0", None, Time(9)), "no zone");
+        let used = JoinToken { uses_left: 0, ..token };
+        assert!(!used.lets_ask("kms-0", Some("a"), Time(9)), "it is used up");
+    }
 
     #[test]
     fn a_star_stands_for_any_run() {

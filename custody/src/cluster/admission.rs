@@ -94,7 +94,7 @@ struct Known {
     join: Option<Join>,
     /// The token is as it should be, as far as its secret goes.
     allowed: bool,
-    /// And it has uses left, time left, and is for this name.
+    /// And it has uses left, time left, and is for this name and zone.
     usable: bool,
     /// The member of this name.
     namesake: Option<Member>,
@@ -183,9 +183,9 @@ impl Custody {
             Ok(Known {
                 format: cluster.format,
                 join: view::joins(view)?.into_iter().rfind(is_of),
-                usable: token.as_ref().is_some_and(|token| {
-                    token.uses_left > 0 && token.expires_at > now && token.fits(&ask.name)
-                }),
+                usable: token
+                    .as_ref()
+                    .is_some_and(|token| token.lets_ask(&ask.name, ask.zone.as_deref(), now)),
                 allowed: token.is_some(),
                 namesake: members.into_iter().find(|member| member.name == ask.name),
                 grant: view::grant(view, ticket.id)?,

@@ -214,11 +214,11 @@ impl<R: Records> Applying<'_, R> {
     }
 
     fn fits(&self, asked: &Application, allowed: &JoinToken) -> Result<(), Stop> {
-        let fits = allowed.expires_at > self.now
-            && allowed.uses_left > 0
-            && allowed.fits(&asked.name)
-            && allowed.zone.as_ref().is_none_or(|only| asked.zone.as_ref() == Some(only));
-        if fits { Ok(()) } else { Err(Reject::JoinRefused.into()) }
+        if allowed.lets_ask(&asked.name, asked.zone.as_deref(), self.now) {
+            Ok(())
+        } else {
+            Err(Reject::JoinRefused.into())
+        }
     }
 
     /// Without those of removed nodes, whose ids are spent: should one come back, it is a new one.
