@@ -7,7 +7,6 @@ use domain::{
     Version, view,
 };
 
-use super::lock;
 use super::messages::{Message, Reply};
 use super::schedule::BackupView;
 use super::status::FAN_OUT;
@@ -129,11 +128,6 @@ impl Custody {
             }
         }
         found
-    }
-
-    pub(super) fn departing(&self) -> Result<Vec<Departing>, crate::Error> {
-        let damaged = lock(&self.cluster_state().damaged).clone();
-        Ok(self.replica().read(|view| departing(view, &view::epochs(view)?, &damaged))?)
     }
 }
 

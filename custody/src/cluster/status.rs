@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::exposures::ExposureView;
 use super::formats::{self, FormatSwitch};
 use super::kits::{self, KitSummary};
+use super::lock;
 use super::messages::{Message, Reply};
-use super::progress::{self, Outgoing};
+use super::progress::{self, Departing, Outgoing};
 use super::schedule::BackupView;
 use super::steps::CAUGHT_UP;
 use crate::authorize::ReadCluster;
@@ -122,6 +123,7 @@ pub struct NodeRecovery {
 
 impl Custody {
     pub async fn cluster(&self, context: &Context) -> Result<Seen<ClusterStatus>, Error> {
+        let damaged = lock(&self.cluster_state().damaged).clone();
         let seen = self
             .look::<ReadCluster, _>(context, |view, _| {
                 let cluster = view::cluster(view)?.ok_or(Error::NotLeader { leader: None })?;
@@ -132,6 +134,7 @@ impl Custody {
                     total += view::count_under(view, epoch.epoch)?;
                 }
                 let rewrapped = view::count_under(view, cluster.active_epoch)?;
+                let departing = progress::departing(view, &epochs, &damaged)?;
                 let active = epochs.into_iter().find(|epoch| epoch.epoch == cluster.active_epoch);
                 let active =
                     active.ok_or_else(|| Error::Internal("the active epoch is missing".into()))?;
@@ -148,6 +151,7 @@ impl Custody {
                     now: view::now(view)?,
                     policy: view::kek_policy(view)?,
                     active,
+                    departing,
                     rewrapped,
                     total,
                 };
@@ -156,7 +160,6 @@ impl Custody {
             .await?;
         let (cluster, members, kek, (kits, escrow), succession, exposures) = seen.value;
         let kits = kits::summaries(&self.pinned(), &kits, &escrow);
-        let departing = self.departing()?;
         let (survey, backups, formats, recoveries, keeps) = tokio::join!(
             self.survey(),
             self.backup_view(),
@@ -171,7 +174,7 @@ impl Custody {
             .iter()
             .filter(|member| member.standing != Standing::Removed)
             .partition(|member| active.acknowledged.contains(&member.node));
-        let outgoing = progress::outgoing(departing, &members, &keeps, backups.as_ref());
+        let outgoing = progress::outgoing(kek.departing, &members, &keeps, backups.as_ref());
         let sites: std::collections::BTreeSet<String> = holders.iter().map(|m| site(m)).collect();
         let status = self.replica().status();
         let value = ClusterStatus {
@@ -313,9 +316,10 @@ impl Custody {
     }
 }
 
-/// What the state says of the active epoch.
+/// What the state says of the active epoch, and of those that go.
 struct KekFound {
     active: domain::KekEpoch,
+    departing: Vec<Departing>,
     rewrapped: u64,
     total: u64,
     wraps: u64,
