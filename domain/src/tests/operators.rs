@@ -2,7 +2,7 @@
 
 use super::house::*;
 use crate::operators::{VOUCHED_KIT, VOUCHED_MEMBER, vouch};
-use crate::{Change, Lineage, Operators, OperatorsLink, OperatorsStatement, Standing, view};
+use crate::{Change, Lineage, Operators, OperatorsLink, OperatorsStatement, view};
 
 pub(super) fn hand_over(
     house: &House,
@@ -10,8 +10,7 @@ pub(super) fn hand_over(
     with: impl FnOnce(&mut OperatorsStatement),
 ) -> Change {
     let records = &house.records;
-    let members = view::members(records).unwrap().into_iter();
-    let members = members.filter(|member| member.standing != Standing::Removed);
+    let members = view::present_members(records).unwrap().into_iter();
     let kits = view::kits(records).unwrap();
     let kits = kits.iter().map(|kit| vouch(VOUCHED_KIT, &kit.statement));
     let mut statement = OperatorsStatement {
