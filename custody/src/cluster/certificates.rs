@@ -65,6 +65,8 @@ pub(super) async fn renew(custody: Custody, options: CertificateOptions) {
                 }
                 custody.cluster_state().issued.send_replace(Some(Arc::new(fresh)));
                 tracing::info!("a certificate for callers was issued");
+                // A state that is behind takes the CA that just issued for another one.
+                tokio::time::sleep(LOOK).await;
             }
             Err(error) => {
                 tracing::debug!(%error, "no certificate yet");
