@@ -127,9 +127,9 @@ impl Session for TokenSession {
     }
 
     fn make_epoch(&mut self, kek: KekId, recipients: &[Vec<u8>]) -> Result<MadeEpoch, Fault> {
-        if self.inner.place == KekPlace::Memory {
+        let KekPlace::Device(ivs) = self.inner.place else {
             return software::make_epoch(kek, &self.random(32)?, recipients);
-        }
+        };
         let (_pass, session) = self.begin()?;
         let raw = session.raw();
         let template = templates::kek_made(kek, &session.shared.profile());
@@ -144,7 +144,7 @@ impl Session for TokenSession {
                     Ok::<_, Fault>(share::assemble(hash, &wrapped))
                 })
                 .collect::<Result<_, _>>()?;
-            let canary = session.seal(key, &canary::plaintext(), &canary::aad(kek));
+            let canary = session.seal(ivs, key, &canary::plaintext(), &canary::aad(kek));
             Ok(MadeEpoch { shares, canary: canary.map_err(|error| classify(&error))?.to_bytes() })
         })();
         // It may leave, so it must not stay; if it can not be destroyed, the session takes it along.
@@ -202,11 +202,11 @@ impl Session for TokenSession {
 
     fn wrap(&mut self, kek: KekId, key: &SecretBytes, aad: &[u8]) -> Result<Sealed, Fault> {
         let (_pass, session) = self.begin()?;
-        if session.place == KekPlace::Memory {
+        let KekPlace::Device(ivs) = session.place else {
             return memory::kek(session, kek)?.seal(key, aad);
-        }
+        };
         session
-            .with_kek(kek, |session, kek| session.seal(kek, key, aad))?
+            .with_kek(kek, |session, kek| session.seal(ivs, kek, key, aad))?
             .map_err(|error| classify(&error))
     }
 
@@ -454,11 +454,13 @@ impl Inner {
         }
     }
 
-    fn seal(&self, kek: ObjectHandle, key: &SecretBytes, aad: &[u8]) -> Result<Sealed, Error> {
-        let ivs = match self.place {
-            KekPlace::Device(ivs) => ivs,
-            KekPlace::Memory => Ivs::Given,
-        };
+    fn seal(
+        &self,
+        ivs: Ivs,
+        kek: ObjectHandle,
+        key: &SecretBytes,
+        aad: &[u8],
+    ) -> Result<Sealed, Error> {
         key.expose(|key| cipher::seal(self.raw(), ivs, kek, key, aad))
     }
 }
