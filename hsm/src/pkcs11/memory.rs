@@ -8,13 +8,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crypto::SecretBytes;
-use crypto::share;
 use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
 
-use super::cipher::oaep;
-use super::faults::{classify, suspect};
+use super::faults::classify;
 use super::session::Inner;
-use super::templates::{self, Role};
+use super::templates;
 use crate::contract::Fault;
 use crate::pool::lock;
 use crate::software::SoftKek;
@@ -82,14 +80,8 @@ pub(super) fn forget(session: &Inner, kek: KekId) -> Result<(), Fault> {
 }
 
 fn unseal(session: &Inner, node: &str, share: &[u8]) -> Result<SecretBytes, Fault> {
-    let bad = |what: String| Fault::Final(HsmError::BadShare(what));
-    let (hash, ciphertext) = share::parse(share).map_err(|error| bad(error.to_string()))?;
-    let private = session.private(Role::Enrolment, node)?;
-    let opened = session.raw().decrypt(&oaep(hash), private, ciphertext);
-    opened.map(|opened| SecretBytes::from_zeroizing(opened.into())).map_err(|error| {
-        match suspect(&error) {
-            Fault::Suspect(what) => bad(what),
-            other => other,
-        }
-    })
+    let opened = session.open_share(node, share, |oaep, private, ciphertext| {
+        session.raw().decrypt(oaep, private, ciphertext)
+    })?;
+    Ok(SecretBytes::from_zeroizing(opened.into()))
 }

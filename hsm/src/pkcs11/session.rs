@@ -427,17 +427,27 @@ impl Inner {
         share: &[u8],
         stay: Stay,
     ) -> Result<ObjectHandle, Fault> {
+        let profile = self.profile();
+        let template = templates::kek_accepted(kek, stay, &profile, profile.unwrap);
+        self.open_share(name, share, |oaep, private, ciphertext| {
+            self.raw().unwrap_key(oaep, private, ciphertext, &template)
+        })
+    }
+
+    /// Has the enrolment key do its part: unwrap the share, or decrypt it.
+    pub(super) fn open_share<T>(
+        &self,
+        name: &str,
+        share: &[u8],
+        open: impl FnOnce(&Mechanism<'_>, ObjectHandle, &[u8]) -> Result<T, Error>,
+    ) -> Result<T, Fault> {
         let bad = |what: String| Fault::Final(HsmError::BadShare(what));
         let (hash, ciphertext) = share::parse(share).map_err(|error| bad(error.to_string()))?;
         let private = self.private(Role::Enrolment, name)?;
-        let profile = self.profile();
-        let template = templates::kek_accepted(kek, stay, &profile, profile.unwrap);
         // A bad share and a bad device have the same codes; the enrolment key was found just now.
-        self.raw().unwrap_key(&oaep(hash), private, ciphertext, &template).map_err(|error| {
-            match suspect(&error) {
-                Fault::Suspect(what) => bad(what),
-                other => other,
-            }
+        open(&oaep(hash), private, ciphertext).map_err(|error| match suspect(&error) {
+            Fault::Suspect(what) => bad(what),
+            other => other,
         })
     }
 
