@@ -80,6 +80,15 @@ impl Token {
     }
 }
 
+impl Token {
+    fn open_session(&self) -> Result<TokenSession, Fault> {
+        let library = &self.door.library;
+        let _pass = library.enter();
+        let raw = self.door.open_session()?;
+        Ok(TokenSession::new(raw, Arc::clone(library), Arc::clone(&self.shared)))
+    }
+}
+
 impl Hsm for Token {
     fn info(&self) -> Info {
         let profile = self.shared.profile();
@@ -99,14 +108,7 @@ impl Hsm for Token {
     }
 
     fn session(&self) -> Result<Box<dyn Session>, Fault> {
-        let library = &self.door.library;
-        let _pass = library.enter();
-        let slot = self.door.log_in(&mut lock(&self.door.login)).map_err(fault)?;
-        let raw = library
-            .context()
-            .open_rw_session_no_drop(slot)
-            .map_err(|error| faults::classify(&error))?;
-        Ok(Box::new(TokenSession::new(raw, Arc::clone(library), Arc::clone(&self.shared))))
+        Ok(Box::new(self.open_session()?))
     }
 
     fn recover(&self, rung: Rung, seen: u64) -> Result<(), Fault> {
@@ -193,6 +195,13 @@ impl Door {
         }
         login.keeper = Some(Keeper { epoch, slot, session });
         Ok(slot)
+    }
+
+    /// With a pass to the library in hand.
+    fn open_session(&self) -> Result<Raw, Fault> {
+        let slot = self.log_in(&mut lock(&self.login)).map_err(fault)?;
+        let raw = self.library.context().open_rw_session_no_drop(slot);
+        raw.map_err(|error| faults::classify(&error))
     }
 
     fn relogin(&self) -> Result<(), Fault> {

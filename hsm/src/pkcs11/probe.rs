@@ -6,14 +6,12 @@ use crypto::share::Hash;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session as Raw;
-use cryptoki::slot::Slot;
 
 use super::profile::{DeviceProfile, Ivs, KekPlace, Kept};
-use super::session::{Inner, TokenSession};
+use super::session::Inner;
 use super::templates::{self, Role, Stay};
 use super::{Token, cipher, enforce};
 use crate::contract::Fault;
-use crate::pool::lock;
 use crate::probe::Finding;
 use crate::{Accept, HsmError, spki};
 
@@ -41,24 +39,8 @@ impl Token {
         findings
     }
 
-    fn open_raw(&self) -> Result<(Slot, Raw), Fault> {
-        let door = &self.door;
-        let slot = door.log_in(&mut lock(&door.login)).map_err(super::fault)?;
-        let raw = door.library.context().open_rw_session_no_drop(slot);
-        Ok((slot, raw.map_err(|error| super::faults::classify(&error))?))
-    }
-
     fn probe_keys(&self, node: &str) -> Result<Vec<Finding>, Fault> {
-        let library = &self.door.library;
-        let raw = {
-            let _pass = library.enter();
-            self.open_raw()?.1
-        };
-        let mut session = TokenSession::new(
-            raw,
-            std::sync::Arc::clone(library),
-            std::sync::Arc::clone(&self.shared),
-        );
+        let mut session = self.open_session()?;
         let (_pass, inner) = session.begin()?;
         let mut findings = vec![look_at_keys(inner, node)?];
         findings.push(Finding::good("KEKs of epochs", format!("{} are in it", count_keks(inner)?)));
@@ -76,8 +58,8 @@ impl Token {
             if open.len() == workers {
                 break None;
             }
-            match self.open_raw() {
-                Ok((_, raw)) => open.push(raw),
+            match self.door.open_session() {
+                Ok(raw) => open.push(raw),
                 Err(fault) => break Some(fault.into_error()),
             }
         };
