@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use crypto::share::Hash;
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use cryptoki::session::Session as Raw;
 
 use super::profile::{DeviceProfile, Ivs, KekPlace, Kept};
 use super::session::Inner;
 use super::templates::{self, Role, Stay};
-use super::{Token, cipher, enforce};
+use super::{Token, cipher};
+use crate::Accept;
 use crate::contract::Fault;
 use crate::probe::Finding;
-use crate::{Accept, HsmError, spki};
 
 const ROUNDS: u32 = 200;
 /// A slower token makes for slow starts of keys that are not cached.
@@ -89,19 +89,14 @@ fn look_at_keys(session: &mut Inner, node: &str) -> Result<Finding, Fault> {
             session.check(role, node)?;
         }
         let spki = session.public_keys(node)?.enrolment_spki;
-        session.check_enforcement(node, &spki)?;
+        session.check_enforcement(session.private(Role::Enrolment, node)?, &spki)?;
         return Ok(Finding::good(
             what,
             format!("the keys of {node:?} are there and as they should be"),
         ));
     }
     let (public, private) = session.make_enrolment(node, Stay::Session)?;
-    let tried = spki_of(session.raw(), public).and_then(|spki| {
-        let mut profile = session.profile();
-        enforce::check(session.raw(), &mut profile, &spki, private)?;
-        session.keep(profile);
-        Ok(())
-    });
+    let tried = session.rsa_spki(public).and_then(|spki| session.check_enforcement(private, &spki));
     for key in [public, private] {
         let _ = session.raw().destroy_object(key);
     }
@@ -115,17 +110,6 @@ fn look_at_keys(session: &mut Inner, node: &str) -> Result<Finding, Fault> {
             format!("{node:?} has one of its two keys: the token lost the other"),
         ),
     })
-}
-
-fn spki_of(raw: &Raw, public: ObjectHandle) -> Result<Vec<u8>, Fault> {
-    let kinds = [AttributeType::Modulus, AttributeType::PublicExponent];
-    let found = raw.get_attributes(public, &kinds);
-    match &found.map_err(|error| super::faults::classify(&error))?[..] {
-        [Attribute::Modulus(modulus), Attribute::PublicExponent(exponent)] => {
-            Ok(spki::rsa(modulus, exponent))
-        }
-        _ => Err(Fault::Final(HsmError::Refused("an RSA key without a modulus".to_owned()))),
-    }
 }
 
 fn count_keks(session: &Inner) -> Result<usize, Fault> {

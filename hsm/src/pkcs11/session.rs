@@ -109,7 +109,7 @@ impl Session for TokenSession {
             session.check(role, name)?;
         }
         let keys = session.public_keys(name)?;
-        session.check_enforcement(name, &keys.enrolment_spki)?;
+        session.check_enforcement(session.private(Role::Enrolment, name)?, &keys.enrolment_spki)?;
         Ok(keys)
     }
 
@@ -378,46 +378,49 @@ impl Inner {
     }
 
     pub(super) fn public_keys(&self, name: &str) -> Result<NodeKeys, Fault> {
-        let half = || Fault::Final(HsmError::Refused("a key pair has no public half".to_owned()));
-        let read = |role: Role, kinds: &[AttributeType]| {
-            let key = self.find(ObjectClass::PUBLIC_KEY, role.id(name))?.ok_or_else(half)?;
-            self.raw().get_attributes(key, kinds).map_err(|error| classify(&error))
+        let public = |role: Role| {
+            self.find(ObjectClass::PUBLIC_KEY, role.id(name))?.ok_or_else(no_public_half)
         };
-        let enrolment =
-            read(Role::Enrolment, &[AttributeType::Modulus, AttributeType::PublicExponent])?;
+        let enrolment_spki = self.rsa_spki(public(Role::Enrolment)?)?;
+        let identity =
+            self.raw().get_attributes(public(Role::Identity)?, &[AttributeType::EcPoint]);
+        let identity_spki = match &identity.map_err(|error| classify(&error))?[..] {
+            [Attribute::EcPoint(point)] => spki::p256(point).ok_or_else(no_public_half)?,
+            _ => return Err(no_public_half()),
+        };
+        spki::rsa_parts(&enrolment_spki)?;
+        Ok(NodeKeys { enrolment_spki, identity_spki })
+    }
+
+    pub(super) fn rsa_spki(&self, public: ObjectHandle) -> Result<Vec<u8>, Fault> {
+        let kinds = [AttributeType::Modulus, AttributeType::PublicExponent];
+        let found = self.raw().get_attributes(public, &kinds);
         let (mut modulus, mut exponent) = (None, None);
-        for attribute in enrolment {
+        for attribute in found.map_err(|error| classify(&error))? {
             match attribute {
                 Attribute::Modulus(bytes) => modulus = Some(bytes),
                 Attribute::PublicExponent(bytes) => exponent = Some(bytes),
                 _ => {}
             }
         }
-        let identity = read(Role::Identity, &[AttributeType::EcPoint])?;
-        let identity_spki = match &identity[..] {
-            [Attribute::EcPoint(point)] => spki::p256(point).ok_or_else(half)?,
-            _ => return Err(half()),
-        };
-        let enrolment_spki = spki::rsa(&modulus.ok_or_else(half)?, &exponent.ok_or_else(half)?);
-        spki::rsa_parts(&enrolment_spki)?;
-        Ok(NodeKeys { enrolment_spki, identity_spki })
+        let (modulus, exponent) = modulus.zip(exponent).ok_or_else(no_public_half)?;
+        Ok(spki::rsa(&modulus, &exponent))
     }
 
     /// What is found out is kept: later calls go by it.
-    pub(super) fn check_enforcement(&self, name: &str, enrolment_spki: &[u8]) -> Result<(), Fault> {
-        let private = self.private(Role::Enrolment, name)?;
+    pub(super) fn check_enforcement(
+        &self,
+        private: ObjectHandle,
+        enrolment_spki: &[u8],
+    ) -> Result<(), Fault> {
         let mut profile = self.profile();
         enforce::check(self.raw(), &mut profile, enrolment_spki, private)?;
-        self.keep(profile);
+        *lock(&self.shared.profile) = profile;
         Ok(())
     }
 
     pub(super) fn profile(&self) -> DeviceProfile {
         self.shared.profile()
-    }
-
-    pub(super) fn keep(&self, profile: DeviceProfile) {
-        *lock(&self.shared.profile) = profile;
     }
 
     fn unwrap_share(
@@ -473,4 +476,8 @@ impl Inner {
     ) -> Result<Sealed, Error> {
         key.expose(|key| cipher::seal(self.raw(), ivs, kek, key, aad))
     }
+}
+
+fn no_public_half() -> Fault {
+    Fault::Final(HsmError::Refused("a key pair has no public half".to_owned()))
 }
