@@ -130,23 +130,22 @@ impl DeviceProfile {
         if gcm.iter().all(|mechanism| listed.contains(mechanism)) {
             profile.try_gcm(library, slot)?;
         }
-        let refused = |error: HsmError| OpenError::Refused(error.to_string());
-        match profile.kek {
-            KekPlace::Memory => profile
-                .found(Accept::KekInMemory, "it has no AES-GCM, so the KEK would be in memory")
-                .map_err(refused)?,
-            KekPlace::Device(_) => match profile.allowed_mechanisms {
-                Kept::Ignored => profile
-                    .found(
-                        Accept::UnenforcedTemplates,
-                        "a key for AES-GCM works in ECB: CKA_ALLOWED_MECHANISMS is not enforced",
-                    )
-                    .map_err(refused)?,
-                Kept::Unknown => profile
-                    .found(Accept::UnenforcedTemplates, "it does not know CKA_ALLOWED_MECHANISMS")
-                    .map_err(refused)?,
-                Kept::Enforced | Kept::Untried => {}
-            },
+        let weakness = match (profile.kek, profile.allowed_mechanisms) {
+            (KekPlace::Memory, _) => {
+                Some((Accept::KekInMemory, "it has no AES-GCM, so the KEK would be in memory"))
+            }
+            (KekPlace::Device(_), Kept::Ignored) => Some((
+                Accept::UnenforcedTemplates,
+                "a key for AES-GCM works in ECB: CKA_ALLOWED_MECHANISMS is not enforced",
+            )),
+            (KekPlace::Device(_), Kept::Unknown) => {
+                Some((Accept::UnenforcedTemplates, "it does not know CKA_ALLOWED_MECHANISMS"))
+            }
+            (KekPlace::Device(_), Kept::Enforced | Kept::Untried) => None,
+        };
+        if let Some((weakness, what)) = weakness {
+            let found = profile.found(weakness, what);
+            found.map_err(|error| OpenError::Refused(error.to_string()))?;
         }
         Ok(profile)
     }
