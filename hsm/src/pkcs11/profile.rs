@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crypto::Sealed;
 use crypto::share::Hash;
 use crypto::wrapped::Suite;
 use cryptoki::error::{Error, RvError};
@@ -218,23 +217,18 @@ fn try_ivs(raw: &Raw, ivs: Ivs) -> Result<Option<Kept>, Error> {
         Err(Error::Pkcs11(code, _)) if is_about_attributes(code) => (generate(false)?, false),
         Err(error) => return Err(error),
     };
-    let tried = (|| {
-        let (plaintext, aad) = (b"strongroom", b"trial");
-        let sealed: Sealed = cipher::seal(raw, ivs, key, plaintext, aad)?;
-        if sealed.ciphertext.len() != plaintext.len() + cipher::TAG {
-            return Ok(None);
-        }
-        let opens = cipher::open(raw, key, &sealed, aad)
-            .is_ok_and(|opened| opened.expose(|opened| opened == plaintext));
-        Ok(opens.then_some(()))
-    })();
+    let (plaintext, aad) = (b"strongroom", b"trial");
+    let tried = cipher::seal(raw, ivs, key, plaintext, aad).map(|sealed| {
+        cipher::open(raw, key, &sealed, aad)
+            .is_ok_and(|opened| opened.expose(|opened| opened == plaintext))
+    });
     let kept = match (known, raw.encrypt(&Mechanism::AesEcb, key, &[0; 16])) {
         (false, _) => Kept::Unknown,
         (true, Ok(_)) => Kept::Ignored,
         (true, Err(_)) => Kept::Enforced,
     };
     let _ = raw.destroy_object(key);
-    tried.map(|opens| opens.map(|()| kept))
+    tried.map(|opens| opens.then_some(kept))
 }
 
 /// A device that does not know an attribute says so in one of these ways.
