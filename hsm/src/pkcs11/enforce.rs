@@ -13,11 +13,10 @@ use super::faults::classify;
 use super::profile::{DeviceProfile, KekPlace, Kept, UnwrapForm};
 use super::templates::{self, Stay};
 use crate::contract::Fault;
-use crate::{Accept, HsmError, KekId, spki};
+use crate::{Accept, HsmError, spki};
 
 /// The better one first.
 const HASHES: [Hash; 2] = [Hash::Sha256, Hash::Sha1];
-const TRIAL: KekId = KekId(*b"strongroom trial");
 
 pub(super) fn check(
     raw: &Raw,
@@ -86,7 +85,7 @@ fn find_form(
             }
         };
         for form in UnwrapForm::ALL {
-            let template = templates::kek_accepted(TRIAL, Stay::Session, profile, form);
+            let template = templates::kek_accepted(templates::TRIAL, Stay::Session, profile, form);
             match raw.unwrap_key(&oaep(hash), private, &ciphertext, &template) {
                 Ok(good) => {
                     (profile.oaep, profile.unwrap) = (hash, form);

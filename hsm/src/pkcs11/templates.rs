@@ -275,9 +275,12 @@ pub(super) fn kek_sealed_search(kek: KekId) -> Vec<Attribute> {
     ]
 }
 
+/// The name of keys for trying the device.
+pub(super) const TRIAL: KekId = KekId(*b"strongroom trial");
+
 /// A key for trying what AES-GCM is like on the device; it protects nothing.
 pub(super) fn trial(limited: bool) -> Vec<Attribute> {
-    let mut template = kek_common(KekId(*b"strongroom trial"), limited);
+    let mut template = kek_common(TRIAL, limited);
     template.extend([
         Attribute::ValueLen(Ulong::new(32)),
         Attribute::Token(false),
