@@ -23,19 +23,10 @@ impl Bench {
 
     /// Sees to it that there is a session. Says so when the device gives none, and nothing of other
     /// faults, which belong to a call.
-    pub(crate) fn is_refused(&mut self) -> Option<String> {
-        let generation = self.hsm.generation();
-        if self.session.as_ref().is_some_and(|(born, _)| *born == generation) {
-            return None;
-        }
-        self.session = None;
-        match self.hsm.session() {
-            Ok(session) => {
-                self.session = Some((generation, session));
-                None
-            }
+    pub(crate) fn refusal(&mut self) -> Option<String> {
+        match self.session(self.hsm.generation()) {
             Err(Fault::Full(what)) => Some(what),
-            Err(_) => None,
+            Ok(_) | Err(_) => None,
         }
     }
 
@@ -47,7 +38,7 @@ impl Bench {
         let mut lowest = Some(Rung::Reopen);
         loop {
             let seen = self.hsm.generation();
-            let fault = match self.attempt(seen, attempt) {
+            let fault = match self.session(seen).and_then(&mut *attempt) {
                 Ok(value) => {
                     self.hsm.works();
                     return Ok(value);
@@ -69,18 +60,15 @@ impl Bench {
         }
     }
 
-    fn attempt<T>(
-        &mut self,
-        generation: u64,
-        attempt: &mut dyn FnMut(&mut dyn Session) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
-        // A session of an older generation is dropped here, and the token knows not to close it.
-        let session = match self.session.take() {
-            Some((born, session)) if born == generation => session,
-            _ => self.hsm.session()?,
-        };
-        let (_, session) = self.session.insert((generation, session));
-        attempt(&mut **session)
+    /// The session of this generation, or a new one. One of an older generation is dropped first, and
+    /// the token knows whether to close it.
+    fn session(&mut self, generation: u64) -> Result<&mut dyn Session, Fault> {
+        let kept = self.session.take().filter(|(born, _)| *born == generation);
+        let (_, session) = self.session.insert(match kept {
+            Some(kept) => kept,
+            None => (generation, self.hsm.session()?),
+        });
+        Ok(&mut **session)
     }
 
     /// Recovers by this rung, or by a higher one when it fails; gives the rung that is left.

@@ -272,7 +272,7 @@ impl Pool {
                 continue;
             }
             *lock(&desk.busy) = Some(job.deadline);
-            if let Some(what) = bench.is_refused()
+            if let Some(what) = bench.refusal()
                 && self.shrink(&what)
             {
                 if let Err(refused) = self.submit_first(job) {
