@@ -95,6 +95,7 @@ impl Job {
 
 impl Pool {
     pub(crate) fn start(hsm: Arc<dyn Hsm>, options: Options) -> Arc<Self> {
+        let options = Options { workers: options.workers.max(1), ..options };
         let pool = Arc::new(Self {
             hsm,
             options,
@@ -108,7 +109,7 @@ impl Pool {
             canaries: Mutex::default(),
             health: watch::Sender::new(Health::Healthy),
         });
-        for _ in 0..pool.options.workers.max(1) {
+        for _ in 0..pool.options.workers {
             pool.hire();
         }
         metrics::gauge!("strongroom_hsm_healthy").set(1.0);
@@ -292,8 +293,7 @@ impl Pool {
     fn shrink(&self, what: &str) -> bool {
         metrics::counter!("strongroom_hsm_sessions_refused_total").increment(1);
         let mut shrunk = lock(&self.shrunk);
-        let others = self.options.workers.max(1) - 1;
-        if shrunk.by >= others {
+        if shrunk.by + 1 >= self.options.workers {
             return false;
         }
         shrunk.by += 1;
@@ -304,7 +304,7 @@ impl Pool {
     }
 
     fn show_workers(&self, shrunk: usize) -> usize {
-        let workers = self.options.workers.max(1) - shrunk;
+        let workers = self.options.workers - shrunk;
         #[expect(clippy::cast_precision_loss, reason = "they are few")]
         metrics::gauge!("strongroom_hsm_workers").set(workers as f64);
         workers
@@ -318,7 +318,7 @@ impl Pool {
             shrunk.since = Some(Instant::now());
             self.show_workers(shrunk.by);
         }
-        self.options.workers.max(1) - shrunk.by
+        self.options.workers - shrunk.by
     }
 
     fn next(&self) -> Option<Job> {
@@ -402,7 +402,7 @@ impl Pool {
             let stuck = stuck.count();
             (stuck, wanted.saturating_sub(desks.len() - stuck))
         };
-        let cap = self.options.workers.max(1) * STUCK_FACTOR;
+        let cap = self.options.workers * STUCK_FACTOR;
         for _ in 0..missing.min(cap.saturating_sub(stuck)) {
             tracing::info!(stuck, "another worker for the token");
             self.hire();
