@@ -349,14 +349,14 @@ impl Pool {
             let checked = self.check();
             let stuck = self.replace_stuck();
             slow = match checked {
-                Err(HsmError::Deadline(_) | HsmError::Busy) => slow + 1,
+                Err(HsmError::Deadline(_)) => slow + 1,
                 Ok(()) | Err(_) => 0,
             };
             match (checked, stuck) {
                 (Err(HsmError::Closed), _) => {}
                 (Ok(()), _) => self.publish(Health::Healthy),
                 (Err(_), Some(stuck)) => self.publish(Health::Unhealthy(stuck)),
-                (Err(HsmError::Deadline(_) | HsmError::Busy), None) if slow < SLOW_MAX => {}
+                (Err(HsmError::Deadline(_)), None) if slow < SLOW_MAX => {}
                 (Err(error), None) => self.publish(Health::Unhealthy(error.to_string())),
             }
         }
