@@ -2,6 +2,7 @@
 //! A slot that chooses the IV itself may take one of 16 bytes.
 
 use aes_gcm::aead::consts::U16;
+use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::aes::Aes256;
 use aes_gcm::{Aes256Gcm, AesGcm};
 
@@ -66,14 +67,9 @@ pub(crate) fn open_sealed(
     aad: &[u8],
     sealed: &Sealed,
 ) -> Result<SecretBytes, CryptographicFailure> {
-    let length = sealed.ciphertext.len().checked_sub(TAG).ok_or(CryptographicFailure)?;
-    let (ciphertext, tag) = sealed.ciphertext.split_at(length);
-    let open = if sealed.iv.len() == IV {
-        envelope::open::<Aes256Gcm>
-    } else {
-        envelope::open::<Aes256Gcm16>
-    };
-    key.expose(|key| open(key, &sealed.iv, aad, ciphertext, tag))
+    let Sealed { iv, ciphertext } = sealed;
+    let open = if iv.len() == IV { open_under::<Aes256Gcm> } else { open_under::<Aes256Gcm16> };
+    open(key, iv, aad, ciphertext)
 }
 
 /// Opens what [`seal`] sealed.
@@ -82,8 +78,18 @@ pub(crate) fn open(
     aad: &[u8],
     sealed: &[u8],
 ) -> Result<SecretBytes, CryptographicFailure> {
-    let (iv, rest) = sealed.split_at_checked(IV).ok_or(CryptographicFailure)?;
-    let length = rest.len().checked_sub(TAG).ok_or(CryptographicFailure)?;
-    let (ciphertext, tag) = rest.split_at(length);
-    key.expose(|key| envelope::open::<Aes256Gcm>(key, iv, aad, ciphertext, tag))
+    let (iv, ciphertext) = sealed.split_at_checked(IV).ok_or(CryptographicFailure)?;
+    open_under::<Aes256Gcm>(key, iv, aad, ciphertext)
+}
+
+/// `ciphertext | tag 16`
+fn open_under<C: AeadInOut + KeyInit>(
+    key: &SecretBytes,
+    iv: &[u8],
+    aad: &[u8],
+    ciphertext: &[u8],
+) -> Result<SecretBytes, CryptographicFailure> {
+    let length = ciphertext.len().checked_sub(TAG).ok_or(CryptographicFailure)?;
+    let (ciphertext, tag) = ciphertext.split_at(length);
+    key.expose(|key| envelope::open::<C>(key, iv, aad, ciphertext, tag))
 }
