@@ -5,12 +5,12 @@
 //! Third: the KEK wraps a key, or is wrapped, and what comes out is read.
 
 use crypto::Sealed;
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
-use cryptoki::session::{Session, UserType};
+use cryptoki::session::Session;
 use hsm::HsmError;
 
 use super::child::{self, Module};
@@ -237,14 +237,7 @@ struct Outside {
 impl Outside {
     /// Only while no slot is open: one library bears one context at a time.
     fn log_in(label: &str) -> Result<Self> {
-        let context = Pkcs11::new(child::module())?;
-        context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
-        let slots = context.get_slots_with_initialized_token()?;
-        let slot = slots
-            .into_iter()
-            .find(|slot| context.get_token_info(*slot).is_ok_and(|token| token.label() == label));
-        let session = context.open_rw_session(slot.expect("the token is there"))?;
-        session.login(UserType::User, Some(&PIN.to_owned().into()))?;
+        let (context, session) = child::log_in(label, &PIN.to_owned().into())?;
         Ok(Self { context, session })
     }
 

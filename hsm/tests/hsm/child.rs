@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
-use cryptoki::session::UserType;
+use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 
 use super::support::{PIN, Result};
@@ -119,6 +119,18 @@ pub(crate) fn logins() -> Vec<String> {
     let text = std::fs::read_to_string(&log).unwrap_or_default();
     let _ = std::fs::remove_file(log);
     text.lines().map(str::to_owned).collect()
+}
+
+/// A user's session with a token, past all slots. Whoever asked finalizes the library.
+pub(crate) fn log_in(label: &str, pin: &AuthPin) -> Result<(Pkcs11, Session)> {
+    let context = Pkcs11::new(module())?;
+    context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
+    let slots = context.get_slots_with_initialized_token()?;
+    let is_it = |slot: &_| context.get_token_info(*slot).is_ok_and(|token| token.label() == label);
+    let slot = slots.into_iter().find(is_it).expect("the token is there");
+    let session = context.open_rw_session(slot)?;
+    session.login(UserType::User, Some(pin))?;
+    Ok((context, session))
 }
 
 /// What `softhsm2-util` and its like do, through PKCS#11.

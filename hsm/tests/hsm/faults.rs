@@ -3,8 +3,6 @@
 use std::time::{Duration, Instant};
 
 use crypto::SecretBytes;
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
-use cryptoki::session::UserType;
 use cryptoki::types::AuthPin;
 use hsm::{HsmError, OpenError, Options, PinSource, Slot, TokenConfig};
 
@@ -98,12 +96,7 @@ fn change_pin(old: &str, new: &str) -> Result {
 #[ignore = "runs in a child of a child"]
 fn changes_the_pin() -> Result {
     let pin = |name| std::env::var(name).map(AuthPin::from);
-    let context = Pkcs11::new(child::module())?;
-    context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
-    let slots = context.get_slots_with_initialized_token()?;
-    let one = |slot: &_| context.get_token_info(*slot).is_ok_and(|token| token.label() == "one");
-    let session = context.open_rw_session(slots.into_iter().find(one).expect("the token"))?;
-    session.login(UserType::User, Some(&pin("OLD_PIN")?))?;
+    let (context, session) = child::log_in("one", &pin("OLD_PIN")?)?;
     session.set_pin(&pin("OLD_PIN")?, &pin("NEW_PIN")?)?;
     drop(session);
     context.finalize()?;
