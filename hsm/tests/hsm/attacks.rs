@@ -13,36 +13,29 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::Session;
 use hsm::HsmError;
 
-use super::child::{self, Module};
+use super::child::{self, on_every_module};
 use super::support::{KEK, PIN, Result, embedded, epoch, token};
 
-/// The same attack on every module.
-macro_rules! attack {
-    ($attack:ident, $softhsm:ident, $kryoptic:ident) => {
-        #[test]
-        fn $softhsm() {
-            child::run(Module::SoftHsm, concat!("attacks::", stringify!($attack)));
-        }
-
-        #[test]
-        fn $kryoptic() {
-            child::run(Module::Kryoptic, concat!("attacks::", stringify!($attack)));
-        }
-    };
-}
-
-attack!(decrypt_the_share, softhsm_does_not_decrypt_a_share, kryoptic_does_not_decrypt_a_share);
-attack!(
-    unwrap_the_share_to_read_it,
+on_every_module!(
+    "attacks::decrypt_the_share",
+    softhsm_does_not_decrypt_a_share,
+    kryoptic_does_not_decrypt_a_share
+);
+on_every_module!(
+    "attacks::unwrap_the_share_to_read_it",
     softhsm_does_not_unwrap_a_share_to_a_readable_key,
     kryoptic_does_not_unwrap_a_share_to_a_readable_key
 );
-attack!(
-    wrap_with_the_kek_or_the_kek,
+on_every_module!(
+    "attacks::wrap_with_the_kek_or_the_kek",
     softhsm_wraps_neither_with_a_kek_nor_a_kek,
     kryoptic_wraps_neither_with_a_kek_nor_a_kek
 );
-attack!(loosen_what_is_there, softhsm_loosens_nothing, kryoptic_loosens_nothing);
+on_every_module!(
+    "attacks::loosen_what_is_there",
+    softhsm_loosens_nothing,
+    kryoptic_loosens_nothing
+);
 
 /// A token with a KEK, the share of it, and the attacker in a session.
 struct Crime {
@@ -177,15 +170,11 @@ async fn the_embedded_token_has_no_door_for_an_attack() -> Result {
     Ok(())
 }
 
-#[test]
-fn softhsm_refuses_keys_that_somebody_loosened() {
-    child::run(Module::SoftHsm, "attacks::loose_keys_are_refused");
-}
-
-#[test]
-fn kryoptic_refuses_keys_that_somebody_loosened() {
-    child::run(Module::Kryoptic, "attacks::loose_keys_are_refused");
-}
+on_every_module!(
+    "attacks::loose_keys_are_refused",
+    softhsm_refuses_keys_that_somebody_loosened,
+    kryoptic_refuses_keys_that_somebody_loosened
+);
 
 /// An attacker, or an old tool, made keys under the names this program looks for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

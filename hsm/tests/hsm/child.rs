@@ -22,6 +22,22 @@ pub(crate) enum Module {
     Quirks(&'static str),
 }
 
+/// An ignored test of this binary, on every real module.
+macro_rules! on_every_module {
+    ($test:literal, $softhsm:ident, $kryoptic:ident) => {
+        #[test]
+        fn $softhsm() {
+            $crate::child::run($crate::child::Module::SoftHsm, $test);
+        }
+
+        #[test]
+        fn $kryoptic() {
+            $crate::child::run($crate::child::Module::Kryoptic, $test);
+        }
+    };
+}
+pub(crate) use on_every_module;
+
 /// Runs an ignored test of this binary in a process with two fresh tokens, `one` and `two`.
 pub(crate) fn run(module: Module, test: &str) {
     let Some(path) = found(module) else { return };

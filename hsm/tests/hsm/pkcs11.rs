@@ -4,19 +4,15 @@ use std::path::PathBuf;
 
 use hsm::{Health, KekId, OpenError, PinSource, Pkcs11Config, Slot, TokenConfig};
 
-use super::child::{self, Module, folder};
+use super::child::{self, Module, folder, on_every_module};
 use super::contract::{self, secret};
 use super::support::{KEK, PIN, Result, becomes, embedded, epoch, options, token, verifies};
 
-#[test]
-fn softhsm_keeps_the_contract() {
-    child::run(Module::SoftHsm, "pkcs11::keeps_the_contract");
-}
-
-#[test]
-fn kryoptic_keeps_the_contract() {
-    child::run(Module::Kryoptic, "pkcs11::keeps_the_contract");
-}
+on_every_module!(
+    "pkcs11::keeps_the_contract",
+    softhsm_keeps_the_contract,
+    kryoptic_keeps_the_contract
+);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a child"]
@@ -24,15 +20,11 @@ async fn keeps_the_contract() -> Result {
     contract::is_kept_by(&token("one"), &token("two")).await
 }
 
-#[test]
-fn softhsm_and_the_embedded_token_accept_one_another() {
-    child::run(Module::SoftHsm, "pkcs11::epochs_cross_between_kinds");
-}
-
-#[test]
-fn kryoptic_and_the_embedded_token_accept_one_another() {
-    child::run(Module::Kryoptic, "pkcs11::epochs_cross_between_kinds");
-}
+on_every_module!(
+    "pkcs11::epochs_cross_between_kinds",
+    softhsm_and_the_embedded_token_accept_one_another,
+    kryoptic_and_the_embedded_token_accept_one_another
+);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a child"]
@@ -96,15 +88,11 @@ async fn a_token_that_went_away_comes_back() -> Result {
     Ok(())
 }
 
-#[test]
-fn softhsm_that_can_not_be_opened_says_why() {
-    child::run(Module::SoftHsm, "pkcs11::opening_says_why");
-}
-
-#[test]
-fn kryoptic_that_can_not_be_opened_says_why() {
-    child::run(Module::Kryoptic, "pkcs11::opening_says_why");
-}
+on_every_module!(
+    "pkcs11::opening_says_why",
+    softhsm_that_can_not_be_opened_says_why,
+    kryoptic_that_can_not_be_opened_says_why
+);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a child"]
