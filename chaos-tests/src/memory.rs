@@ -31,10 +31,18 @@ struct Mapping {
     name: String,
 }
 
-/// Reads all memory of a process and answers every place where one of these stands. The process may
-/// run on: what moves meanwhile may be missed.
+/// Reads all memory of a process, once, and answers every place where one of these stands. The
+/// process may run on: what moves meanwhile may be missed.
+///
+/// # Panics
+/// When one has less than two bytes.
 pub fn search(process_id: u32, wanted: &[Vec<u8>]) -> io::Result<Vec<Hit>> {
     let longest = wanted.iter().map(Vec::len).max().unwrap_or(0);
+    // Which of them begin with two bytes: next to none, at most places.
+    let mut beginning = vec![Vec::new(); 1 << 16];
+    for (number, wanted) in wanted.iter().enumerate() {
+        beginning[pair(wanted)].push(number);
+    }
     let memory = File::open(format!("/proc/{process_id}/mem"))?;
     let mut hits = Vec::new();
     let mut window = vec![0; WINDOW + longest];
@@ -45,11 +53,12 @@ pub fn search(process_id: u32, wanted: &[Vec<u8>]) -> io::Result<Vec<Hit>> {
             let window = &mut window[..rest.min(WINDOW + longest)];
             // What was unmapped meanwhile, or belongs to a device, has nothing to tell.
             if memory.read_exact_at(window, start).is_ok() {
-                for (number, wanted) in wanted.iter().enumerate() {
-                    // What begins beyond the window is the next one's to find.
-                    let places = places(window, wanted).filter(|place| *place < WINDOW);
-                    hits.extend(places.map(|place| Hit {
-                        wanted: number,
+                // What begins beyond the window is the next one's to find.
+                for (place, two) in window.windows(2).enumerate().take(WINDOW) {
+                    let numbers = beginning[pair(two)].iter();
+                    let found = numbers.filter(|it| window[place..].starts_with(&wanted[**it]));
+                    hits.extend(found.map(|number| Hit {
+                        wanted: *number,
                         address: start + place as u64,
                         guarded: mapping.guarded,
                         mapping: mapping.name.clone(),
@@ -62,18 +71,8 @@ pub fn search(process_id: u32, wanted: &[Vec<u8>]) -> io::Result<Vec<Hit>> {
     Ok(hits)
 }
 
-fn places<'a>(memory: &'a [u8], wanted: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        let (first, rest) = wanted.split_first()?;
-        loop {
-            let place = from + memory[from..].iter().position(|byte| byte == first)?;
-            from = place + 1;
-            if memory[from..].starts_with(rest) {
-                return Some(place);
-            }
-        }
-    })
+fn pair(bytes: &[u8]) -> usize {
+    usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]))
 }
 
 /// `/proc/PID/smaps`: a line for each mapping, and then lines about it; `VmFlags` is the last.
@@ -156,10 +155,12 @@ mod tests {
             field[place..place + 64].copy_from_slice(&planted);
         }
         let absent: Vec<u8> = planted.iter().map(|byte| byte ^ 0x80).collect();
-        let hits = search(std::process::id(), &[planted, absent]).expect("it reads");
+        let nearly = [&planted[..63], &[planted[63] ^ 1]].concat();
+        let hits = search(std::process::id(), &[absent, planted, nearly]).expect("it reads");
         let start = field.as_ptr().expose_provenance() as u64;
         let within = |hit: &&Hit| (start..start + field.len() as u64).contains(&hit.address);
-        assert_eq!(hits.iter().filter(within).filter(|hit| hit.wanted == 0).count(), 3);
+        assert_eq!(hits.iter().filter(within).filter(|hit| hit.wanted == 1).count(), 3);
+        assert_eq!(hits.iter().filter(within).count(), 3);
         assert!(hits.iter().filter(within).all(|hit| !hit.guarded));
     }
 }
