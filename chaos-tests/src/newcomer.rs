@@ -108,8 +108,7 @@ impl Home {
 impl Newcomer {
     /// As `strongroom health` tells it; nothing where no server answers.
     pub async fn phase(&self) -> String {
-        let mut command = Command::new(binary());
-        let output = run(command.arg("health").arg("--config").arg(&self.home.config)).await;
+        let output = health(&self.home.config).await;
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
@@ -124,12 +123,7 @@ impl Newcomer {
         peers: impl IntoIterator<Item = &'a str>,
         token: &str,
     ) -> Command {
-        let mut command = Command::new(binary());
-        command.arg("join").arg("--config").arg(&self.home.config).args(["--token", token]);
-        for peer in peers {
-            command.args(["--peer", peer]);
-        }
-        command
+        join_command(&self.home.config, peers, token)
     }
 
     /// From here on the node is one of the cluster's, killed and restarted like the others.
@@ -182,6 +176,25 @@ impl DevCluster {
         command.env("STRONGROOM_TOKEN", &self.token).env("STRONGROOM_CACERT", &self.ca);
         command
     }
+}
+
+/// `strongroom health`, as it is typed on the node of this configuration.
+pub async fn health(config: &Path) -> Output {
+    run(Command::new(binary()).arg("health").arg("--config").arg(config)).await
+}
+
+/// `strongroom join`, as it is typed on the node of this configuration.
+pub fn join_command<'a>(
+    config: &Path,
+    peers: impl IntoIterator<Item = &'a str>,
+    token: &str,
+) -> Command {
+    let mut command = Command::new(binary());
+    command.arg("join").arg("--config").arg(config).args(["--token", token]);
+    for peer in peers {
+        command.args(["--peer", peer]);
+    }
+    command
 }
 
 /// Runs a command that must end by itself.

@@ -4,11 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use chaos_tests::dev_cluster::{DevCluster, Plan, binary};
-use chaos_tests::newcomer::{run, said};
+use chaos_tests::dev_cluster::{DevCluster, Plan};
+use chaos_tests::newcomer::{health, join_command, run, said};
 use chaos_tests::random::Random;
 use chaos_tests::workload::{Amount, Load};
-use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 use wire::{HsmState, NodeId};
 
@@ -122,13 +121,9 @@ async fn replace(
     token: &str,
     how: &[&str],
 ) -> std::process::Output {
-    let mut command = Command::new(binary());
-    command.arg("join").args(how).arg("--config").arg(&cluster.nodes[node].config);
-    command.args(["--token", token]);
-    for (_, peer) in cluster.nodes.iter().enumerate().filter(|(other, _)| *other != node) {
-        command.args(["--peer", &peer.peer_address]);
-    }
-    run(&mut command).await
+    let peers = cluster.nodes.iter().enumerate().filter(|(other, _)| *other != node);
+    let peers = peers.map(|(_, peer)| &*peer.peer_address);
+    run(join_command(&cluster.nodes[node].config, peers, token).args(how)).await
 }
 
 /// SoftHSM: under the running server. The embedded token lives in its process, so that dies with it.
@@ -163,9 +158,7 @@ async fn destroy_hsm(cluster: &mut DevCluster, node: usize) {
 async fn await_phase(cluster: &DevCluster, node: usize, phase: &str) {
     let give_up = Instant::now() + Duration::from_mins(1);
     loop {
-        let mut command = Command::new(binary());
-        let config = &cluster.nodes[node].config;
-        let output = run(command.arg("health").arg("--config").arg(config)).await;
+        let output = health(&cluster.nodes[node].config).await;
         let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         if found == phase {
             return;
