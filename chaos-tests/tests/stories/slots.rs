@@ -81,12 +81,7 @@ impl Story {
         let leader = self.cluster.leader().await;
         let start = Instant::now();
         self.put_away(leader);
-        loop {
-            self.until_used().await;
-            if self.cluster.leader().await != leader {
-                break;
-            }
-        }
+        self.until_another_serves(leader).await;
         let took = self.took("token away on the leader, until another serves", start);
         assert!(took <= ELSEWHERE_MAX, "{took:?}");
         let status = self.cluster.status().await;
@@ -160,12 +155,7 @@ impl Story {
 
         let start = Instant::now();
         self.quirks[leader].set("hang=1000000");
-        loop {
-            self.until_used().await;
-            if self.cluster.leader().await != leader {
-                break;
-            }
-        }
+        self.until_another_serves(leader).await;
         self.took("every call of the leader's device hangs, until another serves", start);
         let start = Instant::now();
         self.quirks[leader].set("");
@@ -254,6 +244,13 @@ impl Story {
         while let Err(error) = self.make_and_use().await {
             assert!(Instant::now() < give_up, "no key can be used: {error}");
             sleep(LOOK).await;
+        }
+    }
+
+    async fn until_another_serves(&mut self, leader: usize) {
+        self.until_used().await;
+        while self.cluster.leader().await == leader {
+            self.until_used().await;
         }
     }
 
