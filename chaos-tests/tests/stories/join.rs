@@ -12,7 +12,7 @@ use crypto::sign::OperatorKey;
 use tokio::time::{Instant, sleep};
 use wire::NodeId;
 
-use super::support::{clients, figure, judge, size, turn, until};
+use super::support::{clients, figure, judge, size, turn, until, until_status};
 
 const REFUSED: &str = "the join token is unknown, expired, used up or not for this node";
 
@@ -159,16 +159,10 @@ pub(crate) async fn approve(cluster: &DevCluster, name: &str) {
 /// Every node votes, has a healthy slot with the KEK, and everything is under that KEK.
 pub(crate) async fn await_whole(cluster: &DevCluster) {
     let tolerated = (cluster.nodes.len() - 1) / 2;
-    let give_up = Instant::now() + Duration::from_mins(2);
-    loop {
-        let status = cluster.status().await;
-        let all = usize::try_from(status.survives.nodes).is_ok_and(|nodes| nodes == tolerated)
+    until_status(cluster, "the cluster is whole", Duration::from_mins(2), |status| {
+        usize::try_from(status.survives.nodes).is_ok_and(|nodes| nodes == tolerated)
             && usize::try_from(status.kek.copies).is_ok_and(|copies| copies == cluster.nodes.len())
-            && status.kek.rewrapped == status.kek.total;
-        if all {
-            return;
-        }
-        assert!(Instant::now() < give_up, "the cluster is not whole: {status:?}");
-        sleep(Duration::from_millis(50)).await;
-    }
+            && status.kek.rewrapped == status.kek.total
+    })
+    .await;
 }

@@ -12,11 +12,10 @@ use client::Client;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::session::UserType;
 use cryptoki::types::AuthPin;
-use tokio::time::{Instant, sleep};
 use wire::{CreateKey, Decrypt, Encrypt, Role};
 
 use super::join::admit;
-use super::support::{figure, size, turn};
+use super::support::{figure, size, turn, until_status};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_of_slot_leads_and_opens_what_the_others_wrapped() {
@@ -82,20 +81,13 @@ async fn open(client: &Client, key: &str, ciphertext: &[u8]) {
 
 /// Every node has the KEK of this epoch or a later one, and every key is under it.
 async fn await_held_by_all(cluster: &DevCluster, epoch: u32) {
-    let give_up = Instant::now() + Duration::from_mins(2);
-    loop {
-        let status = cluster.status().await;
-        let held = usize::try_from(status.kek.copies)
-            .is_ok_and(|copies| copies == cluster.nodes.len())
+    until_status(cluster, "every slot holds the KEK", Duration::from_mins(2), |status| {
+        usize::try_from(status.kek.copies).is_ok_and(|copies| copies == cluster.nodes.len())
             && status.kek.epoch >= epoch
-            && status.kek.rewrapped == status.kek.total;
-        let votes = status.nodes.iter().all(|node| node.role != Some(Role::Learner));
-        if held && votes {
-            return;
-        }
-        assert!(Instant::now() < give_up, "not every slot holds the KEK: {status:?}");
-        sleep(Duration::from_millis(50)).await;
-    }
+            && status.kek.rewrapped == status.kek.total
+            && status.nodes.iter().all(|node| node.role != Some(Role::Learner))
+    })
+    .await;
 }
 
 fn folder(cluster: &DevCluster, name: &str) -> PathBuf {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use wire::{HsmState, NodeId};
 
 use super::join::{await_whole, join_token};
-use super::support::{clients, figure, judge, lost, size, turn, until};
+use super::support::{clients, figure, judge, lost, size, turn, until, until_status};
 
 /// The leader's HSM is destroyed for good, and another one, empty, is put in its place. One command
 /// on the same node: it is a member again, under its name, and every key still decrypts.
@@ -132,17 +132,12 @@ async fn destroy_hsm(cluster: &mut DevCluster, node: usize) {
         Some(hsm) => {
             hsm.destroy_and_renew();
             let id = cluster.nodes[node].id;
-            let give_up = Instant::now() + Duration::from_mins(1);
-            loop {
-                let status = cluster.status().await;
+            until_status(cluster, "the loss is seen", Duration::from_mins(1), |status| {
                 let of_it = status.nodes.iter().find(|seen| seen.id == id);
                 let state = of_it.and_then(|seen| seen.hsm.as_ref()).map(|hsm| hsm.state);
-                if state == Some(HsmState::Unhealthy) {
-                    return;
-                }
-                assert!(Instant::now() < give_up, "the loss is not seen: {status:?}");
-                sleep(Duration::from_millis(50)).await;
-            }
+                state == Some(HsmState::Unhealthy)
+            })
+            .await;
         }
         None => {
             cluster.kill(node);

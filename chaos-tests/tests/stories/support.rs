@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use wire::ClusterStatus;
 
 /// Stories take turns: two clusters on two cores would measure one another.
 pub(crate) async fn turn() -> MutexGuard<'static, ()> {
@@ -53,6 +54,24 @@ pub(crate) async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -
     while !holds() {
         assert!(Instant::now() < give_up, "{what}: not within {limit:?}");
         sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until the cluster says of itself what others bring about.
+pub(crate) async fn until_status(
+    cluster: &DevCluster,
+    what: &str,
+    limit: Duration,
+    holds: impl Fn(&ClusterStatus) -> bool,
+) {
+    let give_up = Instant::now() + limit;
+    loop {
+        let status = cluster.status().await;
+        if holds(&status) {
+            return;
+        }
+        assert!(Instant::now() < give_up, "{what}: not within {limit:?}: {status:?}");
+        sleep(Duration::from_millis(50)).await;
     }
 }
 

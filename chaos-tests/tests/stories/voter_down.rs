@@ -8,11 +8,11 @@ use chaos_tests::newcomer::said;
 use chaos_tests::random::Random;
 use chaos_tests::workload::{Amount, Load};
 use tokio::time::Instant;
-use wire::{NodeId, NodeStatus, Role};
+use wire::{NodeStatus, Role};
 
 use super::join::admit;
 use super::kek_rotation::settled;
-use super::support::{clients, figure, judge, size, turn, until};
+use super::support::{clients, figure, judge, size, turn, until, until_status};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotation_join_and_evict_work_and_it_catches_up() {
@@ -42,7 +42,11 @@ async fn rotation_join_and_evict_work_and_it_catches_up() {
     let id = admit(&cluster, &newcomer).await;
     newcomer.becomes(&mut cluster, id);
     let joined = settled(&cluster, status.kek.epoch).await;
-    await_vote(&cluster, id).await;
+    until_status(&cluster, "the newcomer votes", Duration::from_mins(2), |status| {
+        let votes = |node: &NodeStatus| node.id == id && node.role == Some(Role::Follower);
+        status.nodes.iter().any(votes)
+    })
+    .await;
     figure("seconds of a join without it", format!("{:.1}", began.elapsed().as_secs_f64()));
 
     // The load is over: callers of the node that goes would fail.
@@ -82,18 +86,4 @@ async fn rotation_join_and_evict_work_and_it_catches_up() {
     }
     figure("values decrypted by it and by the newcomer as leader", values.len());
     judge("voter-down", seed, &load.recorder.history());
-}
-
-/// Waits until a node votes.
-async fn await_vote(cluster: &DevCluster, id: NodeId) {
-    let give_up = Instant::now() + Duration::from_mins(2);
-    loop {
-        let status = cluster.status().await;
-        let votes = |node: &NodeStatus| node.id == id && node.role == Some(Role::Follower);
-        if status.nodes.iter().any(votes) {
-            return;
-        }
-        assert!(Instant::now() < give_up, "node {id} does not vote: {status:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
