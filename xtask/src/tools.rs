@@ -53,10 +53,7 @@ pub(crate) fn kryoptic() -> Outcome<PathBuf> {
     println!("Building Kryoptic {KRYOPTIC_VERSION} into {}", home.display());
     fs::create_dir_all(&home)?;
     let venv = home.join("venv");
-    run(program("python3", &["-m", "venv", "--clear"]).arg(&venv))?;
-    let mut pip = program(venv.join("bin/pip"), &["install", "--quiet", LIBCLANG]);
-    run(pip.arg("--disable-pip-version-check"))?;
-    let python = venv.join("bin/python");
+    let python = make_venv(&venv, &[LIBCLANG])?;
     let libclang = "import clang, os; print(os.path.join(list(clang.__path__)[0], 'native'))";
     let libclang = read(&mut program(python, &["-c", libclang]))?;
     // libclang comes without the headers that belong to a compiler.
@@ -90,14 +87,21 @@ pub(crate) fn python() -> Outcome<PathBuf> {
     let installed = home.join("requirements.txt");
     if fs::read_to_string(&installed).ok().as_deref() != Some(&wanted) {
         println!("Installing the packages of helm/requirements.txt into {}", home.display());
-        let mut make = program("python3", &["-m", "venv", "--clear"]);
-        run(make.arg(&home)).map_err(|Failure(why)| {
-            Failure(format!("{why}\nPython 3 with venv is needed (Debian: python3-venv)"))
-        })?;
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-        run(program(&python, &pip).arg("helm/requirements.txt"))?;
+        make_venv(&home, &["-r", "helm/requirements.txt"])?;
         fs::write(&installed, wanted)?;
     }
+    Ok(python)
+}
+
+/// A virtual environment with these packages; gives its Python.
+fn make_venv(home: &Path, packages: &[&str]) -> Outcome<PathBuf> {
+    let mut make = program("python3", &["-m", "venv", "--clear"]);
+    run(make.arg(home)).map_err(|Failure(why)| {
+        Failure(format!("{why}\nPython 3 with venv is needed (Debian: python3-venv)"))
+    })?;
+    let python = home.join("bin/python");
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    run(program(&python, &pip).args(packages))?;
     Ok(python)
 }
 
