@@ -30,7 +30,7 @@ impl Bound {
         }
     }
 
-    fn place(&self) -> Place {
+    pub fn place(&self) -> Place {
         Place {
             lineage: self.lineage.0,
             key: self.key.0,

@@ -18,7 +18,7 @@ use benches::token::{Blob, decrypt_rate};
 use chaos_tests::dev_cluster::{Hsm, SoftHsm};
 use chaos_tests::newcomer::Home;
 use crypto::SecretBytes;
-use crypto::wrapped::{self, Place};
+use crypto::wrapped;
 use custody::wrapping::{self, Bound};
 use domain::{
     Algorithm, Epoch, EpochState, KekEpoch, KekId, KeyId, Lineage, NodeId, Purpose, Time, Traits,
@@ -113,19 +113,6 @@ fn bound(key: usize) -> Bound {
     }
 }
 
-/// What the blob of a key is bound to, as the token is told.
-fn place(bound: &Bound) -> Place {
-    Place {
-        lineage: bound.lineage.0,
-        key: bound.key.0,
-        version: bound.version.0,
-        purpose: bound.purpose.number(),
-        algorithm: bound.algorithm.number(),
-        length: wrapping::length(bound.algorithm),
-        flags: 0,
-    }
-}
-
 async fn prepare(folder: &Path, keys: u64) {
     let slot = slot(folder, 4).await;
     let own = slot.node_keys("raw").await.expect("its keys").enrolment_spki;
@@ -148,7 +135,7 @@ async fn prepare(folder: &Path, keys: u64) {
     for key in 0..usize::try_from(keys).expect("few") {
         let secret = SecretBytes::random(32).expect("randomness");
         let one = wrapping::wrap(&slot, &epoch, &bound(key), secret).await.expect("wrapped");
-        let place = place(&bound(key));
+        let place = bound(key).place();
         let parsed = wrapped::parse(&one.blob, &place).expect("as it was made");
         let aad = wrapped::aad(parsed.suite, parsed.kek, &place);
         blobs.push(Blob { sealed: parsed.sealed.to_bytes(), aad });
