@@ -2,21 +2,21 @@
 //! do, beside what its token does by itself: a decryption and an encryption for each blob, with the
 //! same number of workers, in turns, in one run, on the embedded token and on SoftHSM.
 //!
-//! The raw side is this program again, started with `raw` and a configuration: PKCS#11 modules read
-//! environment variables. Sizes come from the environment (`REWRAP_KEYS`, `REWRAP_ROUNDS`).
+//! The raw side of SoftHSM is PKCS#11 with nothing around it. The embedded token has no such door:
+//! there it is the slot, with enough calls at a time that nothing but the token counts. Sizes come
+//! from the environment (`REWRAP_KEYS`, `REWRAP_ROUNDS`).
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use benches::cluster::size;
+use benches::report::Spread;
+use benches::token::{Blob, Subject, ask, ask_rate, open, put_kek, seal};
 use chaos_tests::dev_cluster::{DevCluster, Hsm, Plan, Wire};
 use chaos_tests::newcomer::Home;
-use crypto::SecretBytes;
-use hsm::{KekId, PinSource, Pkcs11Config, Rewrap, Slot, TokenConfig};
+use crypto::{Sealed, SecretBytes};
+use hsm::{KekId, Rewrap};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use wire::{CreateKey, KekState, Patch, SettingsPatch};
@@ -32,13 +32,15 @@ const PATIENCE: Duration = Duration::from_mins(10);
 
 #[tokio::main]
 async fn main() {
-    let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("raw") {
-        let words: Vec<String> = arguments.collect();
-        println!("{}", raw(&words).await);
+    let (keys, rounds) = (size("REWRAP_KEYS", 2_000), size("REWRAP_ROUNDS", 1));
+    if let Some((turn, token)) = Subject::asked() {
+        match turn.as_str() {
+            "prepare" => prepare(&token).await,
+            "raw" => println!("{}", raw(&token, keys).await),
+            other => panic!("there is no turn {other}"),
+        }
         return;
     }
-    let (keys, rounds) = (size("REWRAP_KEYS", 2_000), size("REWRAP_ROUNDS", 1));
     for (word, kind) in [("embedded", Hsm::Embedded), ("SoftHSM", Hsm::SoftHsm)] {
         let plan = Plan { nodes: 1, hsm: kind, zones: &[], wire: Wire::Direct };
         let cluster = DevCluster::start(&plan).await;
@@ -46,9 +48,10 @@ async fn main() {
         let off = SettingsPatch { rewrap_rate: Patch::Set(0), ..SettingsPatch::default() };
         cluster.client().update_settings(&off).await.expect("the limit is off");
         let home = Home::make(&cluster.folder().join("raw"), "raw", kind);
+        ask(&home, "prepare");
         let (mut raws, mut ours) = (Vec::new(), Vec::new());
         for round in 1..=rounds {
-            raws.push(ask_raw(&home, keys));
+            raws.push(ask_rate(&home, "raw"));
             ours.push(rotate(&cluster).await);
             println!(
                 "{word}, round {round} of {rounds}: raw {:.0}/s, re-wrapped {:.0}/s",
@@ -56,8 +59,8 @@ async fn main() {
                 ours[round - 1]
             );
         }
-        raws.push(ask_raw(&home, keys));
-        let (raw, ours) = (median(&mut raws), median(&mut ours));
+        raws.push(ask_rate(&home, "raw"));
+        let [raw, ours] = [raws, ours].map(|rates| Spread::of(rates).median);
         println!("FIGURE {word}: decrypt and encrypt, raw = {raw:.0}/s");
         println!("FIGURE {word}: re-wrapped = {ours:.0}/s");
         println!("FIGURE {word}: of raw = {:.2}", ours / raw);
@@ -67,11 +70,6 @@ async fn main() {
 #[expect(clippy::cast_precision_loss, reason = "a count of blobs is far below 2^52")]
 fn float(count: u64) -> f64 {
     count as f64
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 async fn create(cluster: &DevCluster, keys: usize) {
@@ -132,50 +130,33 @@ async fn settle(cluster: &DevCluster) {
     }
 }
 
-fn ask_raw(home: &Home, keys: usize) -> f64 {
-    let mut command = Command::new(std::env::current_exe().expect("it runs"));
-    command.arg("raw").arg(keys.to_string()).arg(home.folder.join("pin"));
-    match &home.hsm {
-        None => command.arg(home.folder.join("raw-token")),
-        Some(token) => command
-            .env("SOFTHSM2_CONF", &token.softhsm2_conf)
-            .arg(&token.module)
-            .arg(&token.token_label),
-    };
-    let output = command.output().expect("it starts");
-    let said = String::from_utf8_lossy(&output.stdout);
-    said.trim().parse().unwrap_or_else(|_| {
-        panic!("no rate in {said:?}: {}", String::from_utf8_lossy(&output.stderr))
+/// Leaves a blob as a key's is: 32 bytes, bound to some 120.
+async fn prepare(token: &Subject) {
+    let slot = token.slot(1).await;
+    for kek in [OLD, NEW] {
+        put_kek(&slot, kek).await;
+    }
+    let (key, aad) = (SecretBytes::from_zeroizing(vec![9; 32].into()), vec![7; 120]);
+    let sealed = slot.wrap(OLD, key, aad.clone()).await.expect("it is wrapped");
+    slot.close().await;
+    token.leave("blob", &Blob { sealed: sealed.to_bytes(), aad });
+}
+
+/// Blobs a second that are decrypted and encrypted.
+async fn raw(token: &Subject, keys: usize) -> f64 {
+    let blob: Blob = token.find("blob");
+    let Some(bare) = token.log_in(WORKERS) else { return by_the_slot(token, blob, keys).await };
+    let (old, new) = (bare.kek(OLD), bare.kek(NEW));
+    let numbers: Vec<u64> = (0..keys as u64).collect();
+    bare.rate(&numbers, |session, number| {
+        let key = open(session, old, &blob);
+        seal(session, new, *number, &key, &blob.aad);
     })
 }
 
-/// `KEYS PIN-FILE TOKEN-FILE`, or `KEYS PIN-FILE MODULE LABEL`.
-async fn raw(words: &[String]) -> f64 {
-    let keys: usize = words[0].parse().expect("a number");
-    let pin = hsm::read_pin(Path::new(&words[1])).expect("the PIN");
-    let config = match words {
-        [_, _, path] => TokenConfig::Embedded { path: Path::new(path).to_owned(), pin },
-        [_, _, module, label] => TokenConfig::Pkcs11(Pkcs11Config {
-            module: Path::new(module).to_owned(),
-            token_label: label.clone(),
-            serial: None,
-            pin: PinSource::File(words[1].clone().into()),
-            accept: BTreeSet::new(),
-        }),
-        other => panic!("not a token: {other:?}"),
-    };
-    let options = hsm::Options { workers: WORKERS, ..hsm::Options::default() };
-    let slot = Slot::open(config, options).expect("the token opens");
-    let own = slot.node_keys("raw").await.expect("its keys").enrolment_spki;
-    for kek in [OLD, NEW] {
-        let made = slot.make_epoch(kek, vec![own.clone()]).await.expect("a KEK");
-        let share = made.shares[0].clone();
-        slot.accept_share(kek, share, made.canary).await.expect("it is taken in");
-    }
-    // As a key's blob is: 32 bytes, bound to some 120.
-    let aad = vec![7; 120];
-    let key = SecretBytes::from_zeroizing(vec![9; 32].into());
-    let sealed = slot.wrap(OLD, key, aad.clone()).await.expect("it is wrapped");
+async fn by_the_slot(token: &Subject, Blob { sealed, aad }: Blob, keys: usize) -> f64 {
+    let slot = token.slot(WORKERS).await;
+    let sealed = Sealed::of_length(32, &sealed).expect("a blob");
     let blobs = vec![Rewrap { sealed, aad: aad.clone(), aad_after: aad }; CHUNK];
     let calls = keys.div_ceil(CHUNK);
     let (began, next) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
@@ -190,9 +171,6 @@ async fn raw(words: &[String]) -> f64 {
     }
     lanes.join_all().await;
     let rate = float((calls * CHUNK) as u64) / began.elapsed().as_secs_f64();
-    for kek in [OLD, NEW] {
-        slot.forget(kek).await.expect("it is destroyed");
-    }
     slot.close().await;
     rate
 }

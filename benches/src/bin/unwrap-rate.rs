@@ -1,21 +1,17 @@
 //! What a cold unwrap costs, as `custody` calls it, beside what the token does by itself: distinct
 //! keys, no cache, the same number of workers, in turns, in one run.
 //!
-//! Each turn is a process of its own, since PKCS#11 modules read environment variables and are
-//! initialised once. Sizes come from the environment (`UNWRAP_KEYS`, `UNWRAP_ROUNDS`,
-//! `UNWRAP_WORKERS`). Prints `FIGURE name = value`.
+//! Sizes come from the environment (`UNWRAP_KEYS`, `UNWRAP_ROUNDS`, `UNWRAP_WORKERS`). Prints
+//! `FIGURE name = value`.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use benches::cluster::size;
 use benches::report::Spread;
-use benches::token::{Blob, decrypt_rate};
-use chaos_tests::dev_cluster::{Hsm, SoftHsm};
+use benches::token::{Blob, Subject, ask, ask_rate, open, put_kek};
+use chaos_tests::dev_cluster::Hsm;
 use chaos_tests::newcomer::Home;
 use crypto::SecretBytes;
 use crypto::wrapped;
@@ -24,7 +20,6 @@ use domain::{
     Algorithm, Epoch, EpochState, KekEpoch, KekId, KeyId, Lineage, NodeId, Purpose, Time, Traits,
     Version, Wrapped,
 };
-use hsm::{Options, PinSource, Pkcs11Config, Slot, TokenConfig};
 use tokio::task::JoinSet;
 
 const KEK: KekId = KekId([7; 16]);
@@ -35,27 +30,22 @@ const CALLERS: usize = 64;
 async fn main() {
     let keys = size("UNWRAP_KEYS", 2_000);
     let workers = usize::try_from(size("UNWRAP_WORKERS", 4)).expect("few");
-    let mut arguments = std::env::args().skip(1);
-    if let (Some(turn), Some(folder)) = (arguments.next(), arguments.next()) {
-        let folder = Path::new(&folder);
+    if let Some((turn, token)) = Subject::asked() {
         match turn.as_str() {
-            "prepare" => prepare(folder, keys).await,
-            "raw" => raw(folder, workers),
-            "custody" => ours(folder, workers).await,
+            "prepare" => prepare(&token, keys).await,
+            "raw" => raw(&token, workers),
+            "custody" => ours(&token, workers).await,
             other => panic!("there is no turn {other}"),
         }
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
     let home = Home::make(folder.path(), "raw", Hsm::SoftHsm);
-    let token = home.hsm.expect("a software HSM");
-    let text = [&token.module.to_string_lossy(), &*token.token_label].join("\n");
-    fs::write(folder.path().join("token"), text).expect("written");
-    ask(&token, "prepare", folder.path());
+    ask(&home, "prepare");
     let (mut raws, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=size("UNWRAP_ROUNDS", 1) {
-        let raw = ask(&token, "raw", folder.path());
-        let custody = ask(&token, "custody", folder.path());
+        let raw = ask_rate(&home, "raw");
+        let custody = ask_rate(&home, "custody");
         println!("round {round}: raw {raw:.0}/s, at custody {custody:.0}/s");
         raws.push(raw);
         ours.push(custody);
@@ -68,36 +58,6 @@ async fn main() {
     println!("FIGURE cold unwraps at custody = {:.0}/s", Spread::of(ours.into_iter()).median);
     let Spread { median, min, max, .. } = ratio;
     println!("FIGURE of raw = {median:.2} ({min:.2} to {max:.2})");
-}
-
-fn ask(token: &SoftHsm, turn: &str, folder: &Path) -> f64 {
-    let program = std::env::current_exe().expect("this program");
-    let mut command = Command::new(program);
-    command.arg(turn).arg(folder).env("SOFTHSM2_CONF", &token.softhsm2_conf);
-    let output = command.output().expect("it runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{turn}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    said.trim().parse().unwrap_or(0.0)
-}
-
-fn read(folder: &Path, name: &str) -> String {
-    fs::read_to_string(folder.join(name)).expect("it was written")
-}
-
-async fn slot(folder: &Path, workers: usize) -> Slot {
-    let token = read(folder, "token");
-    let (module, label) = token.split_once('\n').expect("two lines");
-    let config = TokenConfig::Pkcs11(Pkcs11Config {
-        module: module.into(),
-        token_label: label.to_owned(),
-        serial: None,
-        pin: PinSource::File(folder.join("pin")),
-        accept: [].into(),
-    });
-    let slot = Slot::open(config, Options { workers, ..Options::default() });
-    let slot = slot.expect("the token opens");
-    slot.node_keys("raw").await.expect("its keys");
-    slot
 }
 
 fn bound(key: usize) -> Bound {
@@ -113,19 +73,14 @@ fn bound(key: usize) -> Bound {
     }
 }
 
-async fn prepare(folder: &Path, keys: u64) {
-    let slot = slot(folder, 4).await;
-    let own = slot.node_keys("raw").await.expect("its keys").enrolment_spki;
-    let kek = hsm::KekId(KEK.0);
-    let made = slot.make_epoch(kek, vec![own]).await.expect("a KEK");
-    let share = made.shares[0].clone();
-    slot.accept_share(kek, share, made.canary.clone()).await.expect("it is taken in");
+async fn prepare(token: &Subject, keys: u64) {
+    let slot = token.slot(4).await;
     let epoch = KekEpoch {
         epoch: Epoch(1),
         kek: KEK,
         state: EpochState::Active,
         shares: [].into(),
-        canary: made.canary,
+        canary: put_kek(&slot, hsm::KekId(KEK.0)).await,
         acknowledged: [].into(),
         forgotten: [].into(),
         made_by: NodeId(1),
@@ -142,21 +97,20 @@ async fn prepare(folder: &Path, keys: u64) {
         kept.push(one.blob);
     }
     slot.close().await;
-    fs::write(folder.join("wrapped"), serde_json::to_vec(&kept).expect("JSON")).expect("written");
-    fs::write(folder.join("blobs"), serde_json::to_vec(&blobs).expect("JSON")).expect("written");
+    token.leave("wrapped", &kept);
+    token.leave("blobs", &blobs);
 }
 
-fn raw(folder: &Path, workers: usize) {
-    let blobs: Vec<Blob> = serde_json::from_str(&read(folder, "blobs")).expect("JSON");
-    let token = read(folder, "token");
-    let (module, label) = token.split_once('\n').expect("two lines");
-    let pin = read(folder, "pin");
-    println!("{}", decrypt_rate((module.as_ref(), label, pin.trim()), KEK.0, &blobs, workers));
+fn raw(token: &Subject, workers: usize) {
+    let blobs: Vec<Blob> = token.find("blobs");
+    let token = token.log_in(workers).expect("a PKCS#11 token");
+    let kek = token.kek(hsm::KekId(KEK.0));
+    println!("{}", token.rate(&blobs, |session, blob| drop(open(session, kek, blob))));
 }
 
-async fn ours(folder: &Path, workers: usize) {
-    let slot = slot(folder, workers).await;
-    let wrapped: Vec<Vec<u8>> = serde_json::from_str(&read(folder, "wrapped")).expect("JSON");
+async fn ours(token: &Subject, workers: usize) {
+    let slot = token.slot(workers).await;
+    let wrapped: Vec<Vec<u8>> = token.find("wrapped");
     let wrapped: Arc<Vec<Wrapped>> =
         Arc::new(wrapped.into_iter().map(|blob| Wrapped { epoch: Epoch(1), blob }).collect());
     let next = Arc::new(AtomicUsize::new(0));
