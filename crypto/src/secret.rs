@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_secret_in_a_vault_is_the_same_secret() {
-        let vault = Vault::new(64).unwrap();
+        let vault = Vault::new(1).unwrap();
         let secret = SecretBytes::from_zeroizing(b"key".to_vec().into());
         let locked = secret.lock_in(&vault).unwrap();
         assert_eq!((locked.len(), locked.expose(<[u8]>::to_vec)), (3, b"key".to_vec()));

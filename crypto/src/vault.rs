@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 use zeroize::Zeroize;
 
-/// Two secrets of AES-256, or one of 64 bytes.
+/// Room for any symmetric key, and for the largest of HMAC.
 const BLOCK: usize = 64;
 
 #[derive(Debug)]
@@ -45,12 +45,12 @@ unsafe impl Send for Vault {}
 unsafe impl Sync for Vault {}
 
 impl Vault {
-    /// Maps and locks memory for about so many bytes of secrets.
+    /// Maps and locks memory for so many secrets of up to 64 bytes, at least one.
     ///
     /// # Errors
     /// When there is none, or the process may not lock so much (`RLIMIT_MEMLOCK`).
-    pub fn new(bytes: usize) -> io::Result<Arc<Self>> {
-        let blocks = bytes.div_ceil(BLOCK).max(1);
+    pub fn new(secrets: usize) -> io::Result<Arc<Self>> {
+        let blocks = secrets.max(1);
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
         let mapped = unsafe { mmap_anonymous(ptr::null_mut(), blocks * BLOCK, protection, flags) }?;
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_leaves_is_wiped_and_its_room_is_used_again() {
-        let vault = Vault::new(4 * BLOCK).unwrap();
+        let vault = Vault::new(4).unwrap();
         let one = vault.keep(&[1; 32]).unwrap();
         let two = vault.keep(&[2; 100]).unwrap();
         assert_eq!((one.bytes(), two.bytes()), (&[1; 32][..], &[2; 100][..]));
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn it_is_locked_and_not_dumped() {
-        let vault = Vault::new(1 << 20).unwrap();
+        let vault = Vault::new(1 << 14).unwrap();
         let kept = vault.keep(b"a secret").unwrap();
         let address = kept.start().expose_provenance();
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();

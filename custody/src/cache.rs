@@ -17,9 +17,6 @@ use crate::Custody;
 /// How long a key may stay beyond its age when nobody asks for it.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// What a key takes in locked memory: all of today's are of 32 bytes at most.
-const ROOM: usize = 64;
-
 /// How many keys are kept, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CacheOptions {
@@ -87,7 +84,7 @@ impl Cache {
             if most == 0 {
                 break None;
             }
-            match Vault::new(most * ROOM) {
+            match Vault::new(most) {
                 Ok(vault) => break Some(vault),
                 Err(error) => {
                     most /= 2;
