@@ -7,7 +7,7 @@
 use domain::{Broken, Record};
 
 use crate::state::layer::Layer;
-use crate::state::loaded::merged;
+use crate::state::loaded::{Ways, merged};
 use crate::state::note::Note;
 use crate::state::recent::Recent;
 
@@ -19,26 +19,15 @@ pub(crate) struct Frozen {
     pub(super) generation: u64,
     /// The last run then: what changed since is in later ones, or in none yet.
     pub(super) run: u32,
-    layers: Vec<Layer>,
+    pub(super) layers: Vec<Layer>,
     /// What was in no run then.
-    recent: Recent,
+    pub(super) recent: Recent,
 }
 
 impl Frozen {
-    pub(super) fn new(
-        note: Note,
-        generation: u64,
-        run: u32,
-        layers: Vec<Layer>,
-        recent: Recent,
-    ) -> Self {
-        Self { note, generation, run, layers, recent }
-    }
-
     /// All records as they were, in order.
     pub(crate) fn records(&self) -> impl Iterator<Item = Result<Record, Broken>> {
-        let mut ways: Vec<Box<dyn Iterator<Item = Result<Record, Broken>> + '_>> =
-            vec![Box::new(self.recent.from(&[]).map(Ok))];
+        let mut ways: Ways<'_> = vec![Box::new(self.recent.from(&[]).map(Ok))];
         for layer in &self.layers {
             ways.push(Box::new(layer.all()));
         }

@@ -88,7 +88,7 @@ impl Layer {
             return Err(Broken("a snapshot is not copied".into()));
         };
         let copied = run::copy((from, *run), (tree, number), each);
-        copied.map_err(|why| self.body.broken(&io::Error::other(why)))?;
+        copied.map_err(|Broken(why)| self.body.broken(&io::Error::other(why)))?;
         Self::run(tree.clone(), number, Arc::clone(contents))
             .map_err(|error| self.body.broken(&error))
     }

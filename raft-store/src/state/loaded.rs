@@ -255,8 +255,13 @@ impl Loaded {
 
     /// Holds on to what it is now; nothing is being written.
     pub(super) fn freeze(&self) -> Frozen {
-        let (layers, recent) = (self.layers.clone(), self.recent.clone());
-        Frozen::new(self.note.clone(), self.number, self.run, layers, recent)
+        Frozen {
+            note: self.note.clone(),
+            generation: self.number,
+            run: self.run,
+            layers: self.layers.clone(),
+            recent: self.recent.clone(),
+        }
     }
 
     /// The runs that were written after this one.
@@ -337,7 +342,7 @@ impl Loaded {
     }
 }
 
-type Ways<'a> = Vec<Box<dyn Iterator<Item = Result<Record, Broken>> + 'a>>;
+pub(super) type Ways<'a> = Vec<Box<dyn Iterator<Item = Result<Record, Broken>> + 'a>>;
 
 /// What is on several ways, each in order, in order. No key is on two of them.
 pub(super) fn merged(ways: Ways<'_>) -> impl Iterator<Item = Result<Record, Broken>> + use<'_> {

@@ -39,26 +39,19 @@ pub(super) fn write(
     recent: &Recent,
     sealed_note: Vec<u8>,
 ) -> Result<Layer, Broken> {
-    let (mut batch, mut parts) = (sled::Batch::default(), 0);
-    let mut insert = |kind, part, body: Vec<u8>| {
-        batch.insert(key(number, kind, part), body);
-        parts += 1;
-        if parts % PARTS > 0 {
-            return Ok(());
-        }
-        tree.apply_batch(std::mem::take(&mut batch)).map_err(|error| broken(&error))
-    };
+    let mut filling = Filling::of(tree, number);
     let names: Vec<_> = recent.removed().collect();
     for (part, names) in (0..).zip(cut(&names, |name| name.len())) {
-        insert(REMOVED, part, encode(&names))?;
+        filling.insert(REMOVED, part, encode(&names))?;
     }
     let mut chunks = Chunks::new(recent.records().len());
     let records: Vec<_> = recent.records().iter().collect();
     for (part, chunk) in (0..).zip(cut(&records, |(name, value)| name.len() + value.len())) {
         let body = encode(&chunk);
         chunks.add(chunk.iter().map(|(name, _)| name.as_slice()), body.len());
-        insert(RECORDS, part, body)?;
+        filling.insert(RECORDS, part, body)?;
     }
+    let mut batch = filling.batch;
     for single in singles(tree) {
         batch.remove(single.map_err(|error| broken(&error))?.0);
     }
@@ -129,31 +122,22 @@ pub(super) fn copy(
     (tree, number): (&sled::Db, u32),
     (target, as_number): (&sled::Db, u32),
     mut each: impl FnMut(&[u8]) -> Result<(), Broken>,
-) -> Result<(), String> {
-    let text = |broken: Broken| broken.to_string();
+) -> Result<(), Broken> {
+    let unreadable = |error: io::Error| Broken(error.to_string());
+    let mut filling = Filling::of(target, as_number);
     for kind in [REMOVED, RECORDS] {
-        let (mut batch, mut held) = (sled::Batch::default(), 0);
         for (part, body) in (0..).zip(parts(tree, number, kind)) {
-            let body = body?;
+            let body = body.map_err(Broken)?;
             if kind == REMOVED {
-                let names: Vec<Vec<u8>> = decode(&body).map_err(|error| error.to_string())?;
-                names.iter().try_for_each(|name| each(name)).map_err(text)?;
+                let names: Vec<Vec<u8>> = decode(&body).map_err(unreadable)?;
+                names.iter().try_for_each(|name| each(name))?;
             } else {
-                for found in records(&body) {
-                    each(found.map_err(|error| error.to_string())?.0).map_err(text)?;
-                }
+                records(&body).try_for_each(|found| each(found.map_err(unreadable)?.0))?;
             }
-            batch.insert(key(as_number, kind, part), body);
-            held += 1;
-            if held == PARTS {
-                let full = std::mem::take(&mut batch);
-                target.apply_batch(full).map_err(|error| format!("sled: {error}"))?;
-                held = 0;
-            }
+            filling.insert(kind, part, body)?;
         }
-        target.apply_batch(batch).map_err(|error| format!("sled: {error}"))?;
     }
-    Ok(())
+    target.apply_batch(filling.batch).map_err(|error| broken(&error))
 }
 
 pub(super) fn read_chunk(tree: &sled::Tree, number: u32, part: usize) -> io::Result<Vec<u8>> {
@@ -189,6 +173,30 @@ fn cut<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]>
 
 fn key(number: u32, kind: u8, part: u32) -> Vec<u8> {
     [&RUN[..], &number.to_be_bytes(), &[kind], &part.to_be_bytes()].concat()
+}
+
+/// A run on its way into sled.
+struct Filling<'a> {
+    tree: &'a sled::Db,
+    number: u32,
+    /// What sled has not taken in yet, and of how many parts that is.
+    batch: sled::Batch,
+    parts: usize,
+}
+
+impl<'a> Filling<'a> {
+    fn of(tree: &'a sled::Db, number: u32) -> Self {
+        Self { tree, number, batch: sled::Batch::default(), parts: 0 }
+    }
+
+    fn insert(&mut self, kind: u8, part: u32, body: impl Into<sled::IVec>) -> Result<(), Broken> {
+        self.batch.insert(key(self.number, kind, part), body);
+        self.parts += 1;
+        if self.parts % PARTS > 0 {
+            return Ok(());
+        }
+        self.tree.apply_batch(std::mem::take(&mut self.batch)).map_err(|error| broken(&error))
+    }
 }
 
 /// What a layer knows of its chunks.
