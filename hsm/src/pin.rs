@@ -16,11 +16,16 @@ pub enum PinSource {
     Protected,
 }
 
-/// Reads a PIN file; line ends at its end are not part of the PIN.
+/// Reads a PIN file; line ends at its end are not part of the PIN. An empty one is refused: it is being
+/// written, and to present it would cost one of the few tries that a token gives.
 pub fn read(path: &Path) -> Result<SecretString, OpenError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| OpenError::PinFile { path: path.to_owned(), reason: error.to_string() })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned().into())
+    let unread = |reason: String| OpenError::PinFile { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(|error| unread(error.to_string()))?;
+    let pin = text.trim_end_matches(['\r', '\n']);
+    if pin.is_empty() {
+        return Err(unread("it is empty".into()));
+    }
+    Ok(pin.to_owned().into())
 }
 
 /// The PIN that is in use, and those that were refused.
@@ -78,6 +83,9 @@ mod tests {
         let file = folder.path().join("pin");
         let write = |pin: &str| std::fs::write(&file, format!("{pin}\r\n")).unwrap();
         let text = |pin: Option<SecretString>| pin.unwrap().expose_secret().to_owned();
+        write("");
+        let empty = OpenError::PinFile { path: file.clone(), reason: "it is empty".into() };
+        assert_eq!(Pins::new(PinSource::File(file.clone())).err(), Some(empty));
         write("old");
         let mut pins = Pins::new(PinSource::File(file.clone())).unwrap();
         assert_eq!(text(pins.next().unwrap()), "old");
@@ -87,9 +95,9 @@ mod tests {
         assert_eq!(text(pins.next().unwrap()), "new");
         assert_eq!(text(pins.next().unwrap()), "new");
         pins.refuse(OpenError::WrongPin);
-        for known in ["new", "old"] {
+        for known in ["new", "old", ""] {
             write(known);
-            assert_eq!(pins.next().unwrap_err(), OpenError::WrongPin, "{known}");
+            assert_eq!(pins.next().unwrap_err(), OpenError::WrongPin, "{known:?}");
         }
         write("third");
         assert_eq!(text(pins.next().unwrap()), "third");
