@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(found, names.len());
         assert!(!leaf.is_ca());
         assert!(root.is_ca());
-        let stored = usize::from(crate::wrapping::length(domain::Algorithm::EcdsaP256));
+        let stored = usize::from(wrapping::length(Algorithm::EcdsaP256));
         assert_eq!(ca.key.len(), stored, "what the state takes for this algorithm");
     }
 
