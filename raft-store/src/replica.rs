@@ -140,9 +140,11 @@ impl Replica {
             return Err(ProposeError::StorageFull);
         }
         loop {
+            // Looked at before: it may be answered as soon as it has refused.
+            let new = self.is_new();
             match self.propose_once(term, proposal.clone(), deadline).await {
                 // A leader that was just elected takes nothing in until a quorum has answered it.
-                Err(Refused::NoLease) if self.is_new() && Instant::now() < deadline => {
+                Err(Refused::NoLease) if new && Instant::now() < deadline => {
                     sleep(LOOK_AGAIN).await;
                 }
                 Err(Refused::NoLease) => return Err(ProposeError::NotLeader { leader: None }),
