@@ -170,6 +170,8 @@ impl Store {
     /// Reads on in the pass over all records, and answers whether it came to its end. An error is
     /// damage.
     pub(crate) fn scrub(&self, records: usize) -> Result<bool, String> {
+        // A run that is being written has its note in sled already, and is not known as stored.
+        let _named = self.named();
         let inner = self.inner();
         let Loaded { number, tree, note, stored, .. } = &inner.loaded;
         let mut pass = self.pass();

@@ -33,6 +33,20 @@ async fn a_state_that_changes_is_no_damaged_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_is_being_written_is_no_damaged_state() {
+    let mut house = House::new(1);
+    house.adjust = |config| config.scrub_interval = Duration::from_micros(100);
+    let replica = house.form().await.remove(0);
+    for number in 1..=50 {
+        replica.propose(create_key(number), soon()).await.expect("it is committed");
+        replica.0.store.flush().await.expect("it is written");
+    }
+    until("all was read again", || replica.status().scrubbed_at.is_some()).await;
+    let still = tokio::time::timeout(Duration::from_millis(100), replica.fatal()).await;
+    assert!(still.is_err(), "{still:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_state_is_found_while_it_is_used_and_built_anew() {
     let mut house = hasty();
     let replica = house.form().await.remove(0);
