@@ -91,6 +91,11 @@ impl Stream {
         Ok(BufReader::with_capacity(BUFFER_BYTES, Self::over(files.open(path)?)?))
     }
 
+    /// Goes on from there.
+    pub(crate) fn skip_to(&mut self, offset: u64) {
+        self.at = offset.min(self.end);
+    }
+
     /// The next bytes, up to [`BUFFER_BYTES`]; none are the end.
     pub(crate) fn next(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; BUFFER_BYTES];

@@ -11,6 +11,7 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use domain::{ClusterId, Lineage, Record};
@@ -341,6 +342,29 @@ pub(crate) fn read_chunk(file: &dyn DataFile, place: &Place) -> io::Result<Vec<u
         return Err(damaged("a checksum does not match"));
     }
     Ok(body)
+}
+
+/// Reads again what stands before the chunks and after them, checked.
+pub(crate) fn read_ends(
+    file: &Arc<dyn DataFile>,
+    origin: Origin,
+    contents: &Contents,
+) -> io::Result<()> {
+    let whole = SnapshotReader::new(Stream::over(Arc::clone(file))?)?;
+    if whole.origin != origin {
+        return Err(damaged("it is of another cluster"));
+    }
+    let after = |place: &Place| place.offset + HEAD_BYTES as u64 + u64::from(place.length);
+    let mut end = Stream::over(Arc::clone(file))?;
+    end.skip_to(contents.places.last().map_or(whole.at, after));
+    let (FOOTER, body) = block(&mut end, &mut Sha256::new())? else {
+        return Err(damaged("it does not end with a footer"));
+    };
+    let footer: Footer = decode(&body)?;
+    if !footer.sums(&contents.sums) || end.read(&mut [0])? != 0 {
+        return Err(damaged("its footer is another one"));
+    }
+    Ok(())
 }
 
 /// The records of a chunk, one after another, where they stand: what `codec` would decode.

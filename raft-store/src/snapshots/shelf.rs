@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wal::Files;
 
 use crate::files::{Stream, Writer, make_dir, publish, remove_in_pieces};
-use crate::snapshots::format::{self, Contents, Origin, read_chunk};
+use crate::snapshots::format::{self, Contents, Origin, read_chunk, read_ends};
 use crate::state::SetKey;
 use crate::types::{SnapshotMeta, index_of};
 
@@ -156,11 +156,14 @@ impl Shelf {
         SnapshotFile::verify(self.disk(), path, self.origin, &self.key)
     }
 
-    /// Reads all of a snapshot again, a chunk at a time; an error is damage.
+    /// Reads all of a snapshot again, a chunk at a time and at last what is around them; an error is
+    /// damage. Answers whether there is more.
     pub(crate) fn read_again(&self, file: &SnapshotFile, chunk: usize) -> io::Result<bool> {
-        let Some(place) = file.contents.places.get(chunk) else { return Ok(false) };
-        read_chunk(&*self.disk.open(&file.path)?, place)?;
-        Ok(true)
+        let open = self.disk.open(&file.path)?;
+        match file.contents.places.get(chunk) {
+            Some(place) => read_chunk(&*open, place).map(|_| true),
+            None => read_ends(&open, self.origin, &file.contents).map(|()| false),
+        }
     }
 
     /// Puts a file into the quarantine that was found damaged, and answers whether it still stood

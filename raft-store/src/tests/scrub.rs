@@ -94,23 +94,29 @@ fn snapshots(house: &House) -> Vec<PathBuf> {
     listed(&house.dir(1).join("snapshots"), ".snapshot")
 }
 
-fn flip(path: &Path) {
+fn flip(path: &Path, place: impl FnOnce(usize) -> usize) {
     let mut bytes = fs::read(path).expect("it reads");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    let place = place(bytes.len());
+    bytes[place] ^= 1;
     fs::write(path, &bytes).expect("it is written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_snapshot_is_put_away_and_another_one_built() {
-    let mut house = hasty();
-    let replica = house.form().await.remove(0);
-    let older = two_snapshots(&house, &replica).await.remove(0);
-    flip(&older);
-    until("it is put away", || !older.exists()).await;
-    replica.propose(create_key(3), soon()).await.expect("it goes on");
-    replica.snapshot(soon()).await.expect("another one is built");
-    until("two stand", || snapshots(&house).len() == 2).await;
+    let places: [fn(usize) -> usize; 5] =
+        [|_| 0, |_| 30, |length| length / 2, |length| length - 40, |length| length - 1];
+    for place in places {
+        let mut house = hasty();
+        let replica = house.form().await.remove(0);
+        let older = two_snapshots(&house, &replica).await.remove(0);
+        flip(&older, place);
+        until("it is put away", || !older.exists()).await;
+        replica.propose(create_key(3), soon()).await.expect("it goes on");
+        replica.snapshot(soon()).await.expect("another one is built");
+        until("two stand", || snapshots(&house).len() == 2).await;
+        drop(replica);
+        within(10, house.stop(1)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,7 +124,7 @@ async fn damage_below_the_state_is_damage_of_the_state() {
     let mut house = hasty();
     let replica = house.form().await.remove(0);
     let newer = two_snapshots(&house, &replica).await.remove(1);
-    flip(&newer);
+    flip(&newer, |length| length / 2);
     let why = within(10, replica.fatal()).await;
     assert!(why.contains("the state is damaged"), "{why}");
     drop(replica);
