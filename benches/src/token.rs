@@ -178,7 +178,9 @@ impl Raw {
                 .zip(shares)
                 .map(|(session, share)| {
                     threads.spawn(move || {
-                        share.iter().for_each(|item| work(&session, item));
+                        for item in share {
+                            work(&session, item);
+                        }
                         session
                     })
                 })

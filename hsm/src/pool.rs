@@ -94,8 +94,8 @@ impl Job {
 }
 
 impl Pool {
-    pub(crate) fn start(hsm: Arc<dyn Hsm>, options: Options) -> Arc<Self> {
-        let options = Options { workers: options.workers.max(1), ..options };
+    pub(crate) fn start(hsm: Arc<dyn Hsm>, mut options: Options) -> Arc<Self> {
+        options.workers = options.workers.max(1);
         let pool = Arc::new(Self {
             hsm,
             options,

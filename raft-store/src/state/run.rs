@@ -192,7 +192,7 @@ impl<'a> Filling<'a> {
     fn insert(&mut self, kind: u8, part: u32, body: impl Into<sled::IVec>) -> Result<(), Broken> {
         self.batch.insert(key(self.number, kind, part), body);
         self.parts += 1;
-        if self.parts % PARTS > 0 {
+        if !self.parts.is_multiple_of(PARTS) {
             return Ok(());
         }
         self.tree.apply_batch(std::mem::take(&mut self.batch)).map_err(|error| broken(&error))
