@@ -11,6 +11,7 @@ mod certificates;
 mod challenge;
 mod clock;
 mod exposures;
+mod folder;
 mod formats;
 mod handover;
 mod health;

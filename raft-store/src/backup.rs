@@ -10,9 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use domain::{ClusterId, Lineage};
-use wal::{Files, RealFiles};
+pub use wal::{Files, RealFiles};
 
-use crate::files::{BUFFER_BYTES, Stream, Writer, damaged};
+use crate::files::{BUFFER_BYTES, damaged};
+pub use crate::files::{Stream, Writer, publish};
 use crate::snapshots::{Origin, Shelf, SnapshotFile, SnapshotReader};
 use crate::state::{Generations, Note, SetKey, View};
 use crate::types::{LogId, index_of, term_of};

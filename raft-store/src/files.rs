@@ -12,7 +12,7 @@ use wal::{DataFile, Files};
 pub(crate) const BUFFER_BYTES: usize = 256 << 10;
 
 /// The file is complete at `from`; when this returns it is durably at `to`.
-pub(crate) fn publish(files: &dyn Files, from: &Path, to: &Path) -> io::Result<()> {
+pub fn publish(files: &dyn Files, from: &Path, to: &Path) -> io::Result<()> {
     files.open(from)?.sync_data()?;
     files.rename(from, to)?;
     to.parent().map_or(Ok(()), |dir| files.sync_dir(dir))
@@ -75,14 +75,14 @@ pub(crate) fn unix_seconds() -> u64 {
 
 /// A file from front to end. One that grows meanwhile ends where it ended when it was opened.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub struct Stream {
     file: Arc<dyn DataFile>,
     at: u64,
     end: u64,
 }
 
 impl Stream {
-    pub(crate) fn over(file: Arc<dyn DataFile>) -> io::Result<Self> {
+    pub fn over(file: Arc<dyn DataFile>) -> io::Result<Self> {
         let end = file.size()?;
         Ok(Self { file, at: 0, end })
     }
@@ -117,7 +117,7 @@ impl Read for Stream {
 
 /// A new file, written from front to end in large pieces.
 #[derive(Debug)]
-pub(crate) struct Writer(BufWriter<Appender>);
+pub struct Writer(BufWriter<Appender>);
 
 #[derive(Debug)]
 struct Appender {
@@ -130,13 +130,13 @@ struct Appender {
 const UNSYNCED_MAX: u64 = 4 << 20;
 
 impl Writer {
-    pub(crate) fn create(files: &dyn Files, path: &Path) -> io::Result<Self> {
+    pub fn create(files: &dyn Files, path: &Path) -> io::Result<Self> {
         let appender = Appender { file: files.create(path)?, at: 0, synced: 0 };
         Ok(Self(BufWriter::with_capacity(BUFFER_BYTES, appender)))
     }
 
     /// Makes what was written durable. The name of the file is not yet.
-    pub(crate) fn finish(self) -> io::Result<()> {
+    pub fn finish(self) -> io::Result<()> {
         self.0.into_inner().map_err(io::IntoInnerError::into_error)?.file.sync_data()
     }
 }

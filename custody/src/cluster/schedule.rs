@@ -10,20 +10,18 @@
 //! the private key is.
 
 use std::cmp::Reverse;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use crypto::backup::{Encrypting, Recipient};
-use domain::{Lineage, NodeId, Time};
-use raft_store::backup::Export;
+use domain::{NodeId, Time};
+use raft_store::backup::RealFiles;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use super::folder::Folder;
 use super::lock;
 use super::messages::{Message, Reply};
 use super::status::FAN_OUT;
@@ -35,7 +33,6 @@ const LOOK: Duration = Duration::from_secs(2);
 const CATCH_UP: Duration = Duration::from_secs(30);
 /// After a failure the next attempt waits for a tenth of the interval, but no longer than this.
 const RETRY_MAX: Duration = Duration::from_mins(10);
-const READ_BACK: usize = 256 << 10;
 
 /// What the configuration of a node says about its backups.
 #[derive(Clone, Debug)]
@@ -101,7 +98,8 @@ pub(super) async fn keep(custody: Custody) {
 impl Custody {
     pub(super) fn configure_backups(&self, schedule: Schedule) {
         let state = &self.cluster_state().schedule;
-        let made = made(&schedule.folder, self.lineage()).unwrap_or_default();
+        let folder = Folder { files: &RealFiles, path: &schedule.folder, lineage: self.lineage() };
+        let made = folder.made().unwrap_or_default();
         let last = made.into_iter().map(|(verified, _)| verified).max();
         {
             let mut status = state.status();
@@ -183,13 +181,14 @@ impl Custody {
             self.replica().export(began + BUILD).await.map_err(|error| not_exported(&error))?;
         let (custody, folder) = (self.clone(), schedule.folder.clone());
         let written = tokio::task::spawn_blocking(move || {
-            let lineage = custody.lineage();
-            let aside = schedule.folder.join(format!(".strongroom-{}.tmp", custody.node_id()));
-            let made = write(&schedule, lineage, export, &aside, || custody.is_draining());
-            if made.is_err() {
-                let _ = fs::remove_file(&aside);
-            }
-            made
+            let (lineage, node, index) = (custody.lineage(), custody.node_id(), export.index());
+            let folder = Folder { files: &RealFiles, path: &schedule.folder, lineage };
+            folder.add(index, node, schedule.keep, |target| {
+                let target = Stopping { target, stop: || custody.is_draining() };
+                let mut encrypting = Encrypting::start(&schedule.recipients, target)?;
+                export.copy_to(&mut encrypting)?;
+                encrypting.finish()?.flush()
+            })
         });
         let made = written.await.map_err(|error| Error::Internal(error.to_string()))?;
         metrics::histogram!("strongroom_backup_seconds").record(began.elapsed());
@@ -239,110 +238,23 @@ fn next(now: Time, leader: NodeId, told: &[(NodeId, BackupStatus)]) -> Option<No
     told.iter().filter_map(due).min().map(|(_, node)| node)
 }
 
-/// Writes one aside, reads it back, gives it its name, and removes what is too many.
-fn write(
-    schedule: &Schedule,
-    lineage: Lineage,
-    export: Export,
-    aside: &Path,
-    stop: impl Fn() -> bool,
-) -> io::Result<Verified> {
-    let folder = &schedule.folder;
-    let index = export.index();
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let file = BufWriter::with_capacity(READ_BACK, options.open(aside)?);
-    let target = Hashed { file, hash: Sha256::new(), bytes: 0, stop };
-    let mut encrypting = Encrypting::start(&schedule.recipients, target)?;
-    export.copy_to(&mut encrypting)?;
-    let Hashed { file, hash, bytes, .. } = encrypting.finish()?;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    if read_back(aside)? != (hash.finalize().into(), bytes) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it reads back as another file"));
-    }
-    let made = Verified { at: now(), index, bytes };
-    fs::rename(aside, folder.join(name(lineage, &made)))?;
-    File::open(folder)?.sync_all()?;
-    let mut all = self::made(folder, lineage)?;
-    all.sort();
-    let too_many = all.len().saturating_sub(schedule.keep.max(1));
-    for (_, path) in all.drain(..too_many) {
-        fs::remove_file(path)?;
-    }
-    Ok(made)
-}
-
-fn read_back(path: &Path) -> io::Result<([u8; 32], u64)> {
-    let (mut file, mut hash, mut bytes) = (File::open(path)?, Sha256::new(), 0);
-    let mut buffer = vec![0; READ_BACK];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok((hash.finalize().into(), bytes)),
-            count => {
-                hash.update(&buffer[..count]);
-                bytes += count as u64;
-            }
-        }
-    }
-}
-
-struct Hashed<S> {
-    file: BufWriter<File>,
-    hash: Sha256,
-    bytes: u64,
+/// Writes no more once the node shuts down.
+struct Stopping<W, S> {
+    target: W,
     stop: S,
 }
 
-impl<S: Fn() -> bool> Write for Hashed<S> {
+impl<W: Write, S: Fn() -> bool> Write for Stopping<W, S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if (self.stop)() {
             return Err(io::Error::other("this node is shutting down"));
         }
-        self.file.write_all(bytes)?;
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
+        self.target.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.target.flush()
     }
-}
-
-/// `strongroom-<lineage>-<time>-<index>.age`: sorted by name as by time.
-fn name(lineage: Lineage, made: &Verified) -> String {
-    let time = UNIX_EPOCH + Duration::from_millis(made.at.0);
-    let time = humantime::format_rfc3339_seconds(time).to_string().replace(['-', ':'], "");
-    format!("{}{time}-{:020}.age", prefix(lineage), made.index)
-}
-
-fn prefix(lineage: Lineage) -> String {
-    format!("strongroom-{}-", &lineage.to_string()[..8])
-}
-
-/// The finished ones in a folder. Other files there are nobody's business here.
-fn made(folder: &Path, lineage: Lineage) -> io::Result<Vec<(Verified, PathBuf)>> {
-    let mut made = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let parsed = entry.file_name().to_str().and_then(|name| parse(lineage, name));
-        if let Some((at, index)) = parsed {
-            let bytes = entry.metadata()?.len();
-            made.push((Verified { at, index, bytes }, entry.path()));
-        }
-    }
-    Ok(made)
-}
-
-fn parse(lineage: Lineage, name: &str) -> Option<(Time, u64)> {
-    let rest = name.strip_prefix(&prefix(lineage))?.strip_suffix(".age")?;
-    let (time, index) = rest.split_once('-')?;
-    let part = |range| time.get(range);
-    let (year, month, day) = (part(0..4)?, part(4..6)?, part(6..8)?);
-    let (hour, minute, second) = (part(9..11)?, part(11..13)?, part(13..15)?);
-    let time = humantime::parse_rfc3339(&format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z"));
-    let since = time.ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some((Time(u64::try_from(since.as_millis()).ok()?), index.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -385,18 +297,5 @@ mod tests {
         assert_eq!(next(later, leader, &failed), Some(NodeId(2)), "then another one");
         assert_eq!(view(&failed).failed.map(|(node, _)| node), Some(NodeId(3)));
         assert_eq!(view(&failed).last.map(|(node, _)| node), Some(NodeId(3)));
-    }
-
-    #[test]
-    fn a_name_says_when_and_what() {
-        let lineage = Lineage([0xab; 16]);
-        let made = Verified { at: Time(1_700_000_000_000), index: 42, bytes: 0 };
-        let name = name(lineage, &made);
-        assert_eq!(name, "strongroom-abababab-20231114T221320Z-00000000000000000042.age");
-        assert_eq!(parse(lineage, &name), Some((made.at, 42)));
-        assert_eq!(parse(Lineage([1; 16]), &name), None);
-        for other in ["x.age", "strongroom-abababab-.age", "strongroom-abababab-1-2.age"] {
-            assert_eq!(parse(lineage, other), None, "{other}");
-        }
     }
 }
