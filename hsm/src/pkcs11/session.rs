@@ -442,13 +442,19 @@ impl Inner {
         &self,
         name: &str,
         share: &[u8],
-        open: impl FnOnce(&Mechanism<'_>, ObjectHandle, &[u8]) -> Result<T, Error>,
+        open: impl Fn(&Mechanism<'_>, ObjectHandle, &[u8]) -> Result<T, Error>,
     ) -> Result<T, Fault> {
         let bad = |what: String| Fault::Final(HsmError::BadShare(what));
         let (hash, ciphertext) = share::parse(share).map_err(|error| bad(error.to_string()))?;
         let private = self.private(Role::Enrolment, name)?;
-        // A bad share and a bad device have the same codes; the enrolment key was found just now.
-        open(&oaep(hash), private, ciphertext).map_err(|error| match suspect(&error) {
+        let attempt = || open(&oaep(hash), private, ciphertext).map_err(|error| suspect(&error));
+        // A bad share and a bad device have the same codes; the enrolment key was found just now. It is
+        // the share that fails twice.
+        let opened = match attempt() {
+            Err(Fault::Suspect(_)) => attempt(),
+            first => first,
+        };
+        opened.map_err(|fault| match fault {
             Fault::Suspect(what) => bad(what),
             other => other,
         })

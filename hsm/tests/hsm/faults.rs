@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crypto::SecretBytes;
 use cryptoki::types::AuthPin;
-use hsm::{HsmError, OpenError, Options, PinSource, Slot, TokenConfig};
+use hsm::{HsmError, KekId, OpenError, Options, PinSource, Slot, TokenConfig};
 
 use super::child::{self, Module, logins, quirk};
 use super::contract::secret;
@@ -211,6 +211,17 @@ async fn failing_device() -> Result {
     quirk("");
     becomes(&slot, hsm::Health::is_healthy).await;
     slot.unwrap(KEK, sealed, b"aad".to_vec()).await?;
+    // Devices say the same of a bad share as when they fail for once.
+    let own = slot.node_keys("one").await?.enrolment_spki;
+    for (refusals, taken) in [(1, true), (2, false)] {
+        let kek = KekId([refusals; 16]);
+        let made = slot.make_epoch(kek, vec![own.clone()]).await?;
+        quirk(&format!("refuse-unwrap={refusals}"));
+        let accepted = slot.accept_share(kek, made.shares[0].clone(), made.canary).await;
+        quirk("");
+        assert_eq!(accepted.is_ok(), taken, "{accepted:?}");
+        assert!(taken || matches!(accepted, Err(HsmError::BadShare(_))), "{accepted:?}");
+    }
     slot.close().await;
     Ok(())
 }

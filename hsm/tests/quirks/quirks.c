@@ -8,6 +8,7 @@
  *   close=K             with each new K all sessions are closed underneath
  *   sessions=N          no more than N sessions
  *   fail=RV             operations fail with this code
+ *   refuse-unwrap=N     the first N calls of C_UnwrapKey fail while this stands here
  *   no-gcm              AES-GCM is not there
  *   own-iv              AES-GCM insists on an IV of its own, written where a zeroed one was given
  *   append-iv           AES-GCM makes an IV of 16 bytes and appends it
@@ -39,10 +40,10 @@ enum {
     FINALIZE = 1, GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, GET_MECHANISM_LIST = 7,
     OPEN_SESSION = 12, CLOSE_SESSION = 13, CLOSE_ALL_SESSIONS = 14, LOGIN = 18,
     FIND_OBJECTS_INIT = 26, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, SIGN_INIT = 42,
-    GENERATE_KEY_PAIR = 59, GENERATE_RANDOM = 64
+    GENERATE_KEY_PAIR = 59, UNWRAP_KEY = 61, GENERATE_RANDOM = 64
 };
 enum {
-    OK = 0, ATTRIBUTE_TYPE_INVALID = 0x12, MECHANISM_INVALID = 0x70, MECHANISM_PARAM_INVALID = 0x71,
+    OK = 0, GENERAL_ERROR = 5, ATTRIBUTE_TYPE_INVALID = 0x12, MECHANISM_INVALID = 0x70, MECHANISM_PARAM_INVALID = 0x71,
     PIN_INCORRECT = 0xa0, SESSION_COUNT = 0xb1, BUFFER_TOO_SMALL = 0x150
 };
 #define AES_GCM 0x1087ul
@@ -52,7 +53,7 @@ enum {
 
 static struct functions real, shown;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static ulong_t open_sessions, slot_in_use, closed_for, hung;
+static ulong_t open_sessions, slot_in_use, closed_for, hung, refused;
 /* By session, the IV that will be appended. */
 static struct { ulong_t session; byte_t iv[IV]; } appended[256];
 
@@ -111,6 +112,8 @@ static rv_t operate(void)
         hung = 0;
     int hangs = hung < wanted;
     hung += hangs;
+    if (!quirk("refuse-unwrap"))
+        refused = 0;
     pthread_mutex_unlock(&mutex);
     while (hangs && quirk("hang"))
         usleep(10000);
@@ -283,6 +286,19 @@ static rv_t generate_key_pair(ulong_t session, struct mechanism *mechanism, stru
             real.call[GENERATE_KEY_PAIR])(session, mechanism, public, public_count, kept, count, public_key, private_key);
 }
 
+static rv_t unwrap_key(ulong_t session, struct mechanism *mechanism, ulong_t key, byte_t *wrapped,
+                       ulong_t length, struct attribute *template, ulong_t count, ulong_t *unwrapped)
+{
+    pthread_mutex_lock(&mutex);
+    int refuses = refused < quirk("refuse-unwrap");
+    refused += refuses;
+    pthread_mutex_unlock(&mutex);
+    if (refuses)
+        return GENERAL_ERROR;
+    return ((rv_t (*)(ulong_t, struct mechanism *, ulong_t, byte_t *, ulong_t, struct attribute *, ulong_t, ulong_t *))
+            real.call[UNWRAP_KEY])(session, mechanism, key, wrapped, length, template, count, unwrapped);
+}
+
 static rv_t generate_random(ulong_t session, byte_t *bytes, ulong_t length)
 {
     rv_t rv = operate();
@@ -314,6 +330,7 @@ rv_t C_GetFunctionList(struct functions **list)
     shown.call[DECRYPT_INIT] = decrypt_init;
     shown.call[SIGN_INIT] = sign_init;
     shown.call[GENERATE_KEY_PAIR] = generate_key_pair;
+    shown.call[UNWRAP_KEY] = unwrap_key;
     shown.call[GENERATE_RANDOM] = generate_random;
     *list = &shown;
     return OK;
