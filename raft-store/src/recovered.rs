@@ -209,6 +209,9 @@ impl std::fmt::Debug for Recovered {
     }
 }
 
+/// How long a stop waits for what still writes files.
+const JOIN_MAX: Duration = Duration::from_secs(10);
+
 /// Raft's threads. They end when this is dropped, without being waited for: that may not be done
 /// where asynchronous code runs.
 #[derive(Debug)]
@@ -238,11 +241,11 @@ impl Threads {
         }
     }
 
-    /// Returns when none of its tasks runs any more.
-    #[cfg(test)]
+    /// Returns when none of its tasks runs any more, or the time is over: a snapshot may be under way.
     pub(crate) fn join(&self) {
         if let Some(runtime) = self.take() {
-            std::thread::spawn(move || drop(runtime)).join().expect("it ends");
+            let ended = std::thread::spawn(move || runtime.shutdown_timeout(JOIN_MAX)).join();
+            ended.expect("it ends");
         }
     }
 

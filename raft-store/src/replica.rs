@@ -386,10 +386,13 @@ impl Replica {
         if let Err(error) = self.0.store.flush().await {
             tracing::warn!(%error, "the state was not flushed; the log has it");
         }
-        let (store, log) = (Arc::clone(&self.0.store), self.0.log.clone());
+        let inner = Arc::clone(&self.0);
         let closed = tokio::task::spawn_blocking(move || {
-            store.close();
-            log.close()
+            inner.store.close();
+            let closed = inner.log.clone().close();
+            // Whoever builds a snapshot writes on to its end: the directory is nobody else's before.
+            inner.threads.join();
+            closed
         });
         match closed.await {
             Ok(Ok(())) => {}
