@@ -11,7 +11,6 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use domain::{ClusterId, Lineage, Record};
@@ -346,17 +345,15 @@ pub(crate) fn read_chunk(file: &dyn DataFile, place: &Place) -> io::Result<Vec<u
 
 /// Reads again what stands before the chunks and after them, checked.
 pub(crate) fn read_ends(
-    file: &Arc<dyn DataFile>,
+    files: &dyn Files,
+    path: &Path,
     origin: Origin,
     contents: &Contents,
 ) -> io::Result<()> {
-    let whole = SnapshotReader::new(Stream::over(Arc::clone(file))?)?;
-    if whole.origin != origin {
-        return Err(damaged("it is of another cluster"));
-    }
+    let reader = SnapshotReader::open(files, path, origin)?;
     let after = |place: &Place| place.offset + HEAD_BYTES as u64 + u64::from(place.length);
-    let mut end = Stream::over(Arc::clone(file))?;
-    end.skip_to(contents.places.last().map_or(whole.at, after));
+    let mut end = reader.source.into_inner();
+    end.skip_to(contents.places.last().map_or(reader.at, after));
     let (FOOTER, body) = block(&mut end, &mut Sha256::new())? else {
         return Err(damaged("it does not end with a footer"));
     };

@@ -159,10 +159,9 @@ impl Shelf {
     /// Reads all of a snapshot again, a chunk at a time and at last what is around them; an error is
     /// damage. Answers whether there is more.
     pub(crate) fn read_again(&self, file: &SnapshotFile, chunk: usize) -> io::Result<bool> {
-        let open = self.disk.open(&file.path)?;
         match file.contents.places.get(chunk) {
-            Some(place) => read_chunk(&*open, place).map(|_| true),
-            None => read_ends(&open, self.origin, &file.contents).map(|()| false),
+            Some(place) => read_chunk(&*self.disk.open(&file.path)?, place).map(|_| true),
+            None => read_ends(self.disk(), &file.path, self.origin, &file.contents).map(|()| false),
         }
     }
 
