@@ -97,7 +97,7 @@ impl Stream {
     }
 
     /// The next bytes, up to [`BUFFER_BYTES`]; none are the end.
-    pub(crate) fn next(&mut self) -> io::Result<Vec<u8>> {
+    pub fn piece(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; BUFFER_BYTES];
         let count = self.read(&mut bytes)?;
         bytes.truncate(count);

@@ -259,7 +259,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
 fn chunks(file: Stream) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
     futures_util::stream::unfold(Some(file), |file| async move {
         let mut file = file?;
-        match in_background(move || file.next().map(|chunk| (chunk, file))).await {
+        match in_background(move || file.piece().map(|chunk| (chunk, file))).await {
             Ok((chunk, _)) if chunk.is_empty() => None,
             Ok((chunk, file)) => Some((Ok(chunk.into()), Some(file))),
             Err(error) => Some((Err(error), None)),

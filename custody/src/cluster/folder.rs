@@ -3,7 +3,7 @@
 //! What bears a finished name is whole and durable, wherever the writing of one was cut off, and an
 //! older one goes only when a newer one stands in its place. Other files there are nobody's business.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,8 +13,6 @@ use sha2::{Digest, Sha256};
 
 use super::schedule::Verified;
 use crate::propose::now;
-
-const READ_BACK: usize = 256 << 10;
 
 pub(super) struct Folder<'a> {
     pub(super) files: &'a dyn Files,
@@ -67,15 +65,14 @@ impl Folder<'_> {
 
     fn read_back(&self, path: &Path) -> io::Result<([u8; 32], u64)> {
         let (mut file, mut hash) = (Stream::over(self.files.open(path)?)?, Sha256::new());
-        let (mut buffer, mut bytes) = (vec![0; READ_BACK], 0);
+        let mut bytes = 0;
         loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok((hash.finalize().into(), bytes)),
-                count => {
-                    hash.update(&buffer[..count]);
-                    bytes += count as u64;
-                }
+            let piece = file.piece()?;
+            if piece.is_empty() {
+                return Ok((hash.finalize().into(), bytes));
             }
+            hash.update(&piece);
+            bytes += piece.len() as u64;
         }
     }
 
@@ -137,6 +134,8 @@ fn parse(lineage: Lineage, name: &str) -> Option<(Time, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use wal::fault::{FaultFiles, Random, Unsynced};
 
     use super::*;
