@@ -59,7 +59,10 @@ thread_local! {
 
 /// Finds those in tests who look while they look: whoever wants to change something meanwhile waits
 /// for them, and they for it.
-struct Looking;
+struct Looking {
+    /// Which other store this thread looks at as well.
+    before: usize,
+}
 
 impl Looking {
     fn begin(store: &Store) -> Option<Self> {
@@ -69,13 +72,13 @@ impl Looking {
         let address = std::ptr::from_ref(store).addr();
         let before = LOOKING.replace(address);
         assert_ne!(before, address, "the state is looked at by somebody who looks at it already");
-        Some(Self)
+        Some(Self { before })
     }
 }
 
 impl Drop for Looking {
     fn drop(&mut self) {
-        LOOKING.set(0);
+        LOOKING.set(self.before);
     }
 }
 
