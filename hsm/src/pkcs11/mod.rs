@@ -78,9 +78,7 @@ impl Token {
             }
         }
     }
-}
 
-impl Token {
     fn open_session(&self) -> Result<TokenSession, Fault> {
         let library = &self.door.library;
         let _pass = library.enter();
