@@ -96,7 +96,7 @@ impl Stream {
         self.at = offset.min(self.end);
     }
 
-    /// The next bytes, up to [`BUFFER_BYTES`]; none are the end.
+    /// The next bytes, up to 256 KiB; none are the end.
     pub fn piece(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; BUFFER_BYTES];
         let count = self.read(&mut bytes)?;
